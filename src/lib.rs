@@ -1,0 +1,9 @@
+//! Headwater: a persistent Server-Sent-Events broker. A channel is a stream, publishing is one atomic append,
+//! and a browser that reconnects gets exactly what it missed.
+
+pub mod channel;
+pub mod cursor;
+pub mod event;
+pub mod id;
+pub mod log;
+pub mod pattern;
