@@ -7,3 +7,4 @@ pub mod event;
 pub mod id;
 pub mod log;
 pub mod pattern;
+pub mod sse;

@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(event.draft.kind.as_str(), "quake");
         assert_eq!((event.draft.data.format(), event.draft.data.as_str()), (Format::Json, "{}"));
         assert_eq!(event.draft.retry, Some(250));
-        assert_eq!(*event.draft.skip, ["n.1".into(), "n.2".into()]);
+        assert_eq!(*event.draft.skip, ["n.1", "n.2"].map(Box::<str>::from));
     }
 
     #[test]
