@@ -4,7 +4,11 @@
 pub mod channel;
 pub mod cursor;
 pub mod event;
+pub mod fanout;
 pub mod id;
 pub mod log;
 pub mod pattern;
+pub mod publish;
+pub mod session;
 pub mod sse;
+pub mod tailer;

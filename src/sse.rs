@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::channel::Channel;
 use crate::cursor::Cursor;
 use crate::event::{DEFAULT_TYPE, Event};
-use crate::id::{EventId, Partition, StreamId};
+use crate::id::{EventId, Partition};
 
 /// Bytes of `id: <ULID>\n`.
 const ID_LINE_LEN: usize = 4 + EventId::TEXT_LEN + 1;
@@ -281,10 +281,14 @@ mod tests {
 
     use super::*;
     use crate::event::{Data, Draft, EventType, Format, SkipList};
+    use crate::id::StreamId;
 
     fn event(kind: &str, data: Data, retry: Option<u32>) -> Event {
         let kind = EventType::parse(kind).unwrap();
-        Event { id: StreamId::new(1_737_000_000_000, 7).unwrap(), draft: Draft { kind, data, retry, skip: SkipList::default() } }
+        Event {
+            id: StreamId::new(1_737_000_000_000, 7).unwrap(),
+            draft: Draft { kind, data, retry, skip: SkipList::default() },
+        }
     }
 
     /// Reads blocks by the letter of HTML 9.2.6: (id, event, retry, data).
@@ -358,11 +362,22 @@ mod tests {
     fn control_events_read_as_the_contract_shows_them() {
         let id = StreamId::new(1_737_000_000_000, 7).unwrap().at(Partition(0));
         let gap = encode_gap(Some(&Channel::parse("a").unwrap()), Some(id), None, GapReason::Trimmed);
-        assert_eq!(gap, format!("event: gap\ndata: {{\"channel\":\"a\",\"after\":\"{id}\",\"oldest\":null,\"reason\":\"trimmed\"}}\n\n"));
+        assert_eq!(
+            gap,
+            format!(
+                "event: gap\ndata: {{\"channel\":\"a\",\"after\":\"{id}\",\"oldest\":null,\"reason\":\"trimmed\"}}\n\n"
+            )
+        );
         let closing = encode_closing(ClosingReason::Shutdown, Some(1500));
-        assert_eq!(closing, "retry: 1500\nevent: closing\ndata: {\"reason\":\"shutdown\",\"reconnect\":true}\n\n");
+        assert_eq!(
+            closing,
+            "retry: 1500\nevent: closing\ndata: {\"reason\":\"shutdown\",\"reconnect\":true}\n\n"
+        );
         let heartbeat = encode_heartbeat(Some(&Cursor::single(id)), 0);
-        assert_eq!(heartbeat, format!("id: {id}\nevent: heartbeat\ndata: {{\"timestamp\":\"1970-01-01T00:00:00.000Z\"}}\n\n"));
+        assert_eq!(
+            heartbeat,
+            format!("id: {id}\nevent: heartbeat\ndata: {{\"timestamp\":\"1970-01-01T00:00:00.000Z\"}}\n\n")
+        );
         assert_eq!(public_name(&Channel::parse_stored("$user:42").unwrap()), "$user");
     }
 }
