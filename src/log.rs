@@ -11,6 +11,9 @@
 //! - [`Log::follow`] names every appended event in id order, or says that it cannot ([`Followed`]).
 
 pub mod bounds;
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod embedded;
 pub mod redis;
 pub mod retention;
 

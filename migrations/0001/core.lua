@@ -166,7 +166,7 @@ local function settle(base, channel, id, age_max)
       redis.call('XTRIM', key, 'MINID', '=', integer(tonumber(ms) - age_max))
     end
     if ttl < age_max then
-      redis.call('PEXPIRE', key, integer(math.floor(age_max * 1.1) + 1000))
+      redis.call('PEXPIRE', key, integer(math.ceil(age_max * 1.1)))
     end
   elseif ttl >= 0 then
     redis.call('PERSIST', key)

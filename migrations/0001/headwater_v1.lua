@@ -219,12 +219,13 @@ local function tail(keys, args)
   return tail_of(keys[1], base)
 end
 
--- FCALL headwater_reset_v1 1 <feed> <watermark> <floor>: a new epoch above the floor when the watermark is
--- missing and no epoch says so yet. Answers {end of feed, epoch}.
+-- FCALL headwater_reset_v1 1 <feed> <watermark> <floor>: a new epoch above both when the watermark is missing
+-- and no epoch says so yet. Answers {end of feed, epoch}.
 local function reset(keys, args)
   local base = base_of(keys[1])
-  if redis.call('XLEN', keys[1]) == 0 or rolled_back(keys[1], base, args[1]) then
-    begin(keys[1], base, args[2])
+  local watermark, floor = args[1], args[2]
+  if redis.call('XLEN', keys[1]) == 0 or rolled_back(keys[1], base, watermark) then
+    begin(keys[1], base, after(watermark, floor) and watermark or floor)
   end
   return tail_of(keys[1], base)
 end

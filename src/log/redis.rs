@@ -15,6 +15,8 @@ mod functions;
 mod keys;
 mod migrate;
 mod page;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::sync::atomic::{AtomicU64, Ordering};
