@@ -2,8 +2,10 @@
 //! and a browser that reconnects gets exactly what it missed.
 
 pub mod channel;
+pub mod config;
 pub mod cursor;
 pub mod event;
 pub mod id;
 pub mod log;
 pub mod pattern;
+pub mod telemetry;
