@@ -6,6 +6,7 @@ pub mod config;
 pub mod cursor;
 pub mod event;
 pub mod id;
+pub mod lifecycle;
 pub mod log;
 pub mod pattern;
 pub mod telemetry;

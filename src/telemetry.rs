@@ -69,3 +69,64 @@ where
         LogFormat::Json => Box::new(registry.with(lines.json().flatten_event(true))),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(log_format: LogFormat, configured: &str, filter: Option<&str>) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let config = Telemetry { log_format, log_filter: configured.to_owned() };
+        let subscriber = subscriber(&config, filter, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("a detail");
+            tracing::info!(events = 3, "it happened");
+        });
+        let bytes = captured.0.lock().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn json_lines_are_one_object_each_with_the_fields_at_the_top() {
+        let text = lines(LogFormat::Json, "info", None);
+        let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
+        assert_eq!((&line["message"], &line["events"]), (&"it happened".into(), &3.into()));
+        assert!(lines(LogFormat::Text, "info", None).contains("it happened"));
+    }
+
+    #[test]
+    fn the_variable_goes_before_the_configured_filter_unless_it_is_empty() {
+        assert!(lines(LogFormat::Text, "info", Some("debug")).contains("a detail"));
+        assert!(!lines(LogFormat::Text, "info", Some("")).contains("a detail"));
+        assert!(!lines(LogFormat::Text, "debug", Some("off")).contains("it happened"));
+    }
+
+    #[test]
+    fn a_filter_that_would_silently_hide_everything_is_refused() {
+        for text in ["verbose", "headwater=loud", "=", "[", "info,,=x="] {
+            assert!(parse_filter(text).is_err(), "{text:?}");
+        }
+        for text in ["", "info", "WARN", "off", "info,headwater::tailer=debug", "headwater=trace"] {
+            assert!(parse_filter(text).is_ok(), "{text:?}");
+        }
+    }
+}

@@ -207,80 +207,70 @@ fn a_variable_that_is_not_utf8_is_named() {
     assert_eq!(given.refusal(), "environment variable HEADWATER_REDIS__PREFIX is not UTF-8");
 }
 
+/// A file's text, and how the refusal goes on after the file's name.
+const REFUSED_VALUES: &[(&str, &str)] = &[
+    ("[sse]\nheartbeat_interval = '0s'", "sse.heartbeat_interval: must lie between 100ms and 1h, not \"0s\""),
+    (
+        "[sse]\nheartbeat_interval = 30",
+        "sse.heartbeat_interval: a duration needs its unit, as in \"30s\" or \"30ms\"",
+    ),
+    ("[sse]\nheartbeat_interval = 'soon'", "sse.heartbeat_interval: \"soon\" is not a duration such as"),
+    (
+        "[sse]\nheartbeat_interval = true",
+        "sse.heartbeat_interval: expected a duration such as \"30s\", found bool true",
+    ),
+    ("[sse]\nheartbeat = 'ping'", "sse.heartbeat: expected \"event\" or \"comment\", found \"ping\""),
+    ("[sse]\nlifetime_max = 'never'", "sse.lifetime_max: \"never\" is not a duration"),
+    ("[fanout]\nring_events = 0", "fanout.ring_events: must lie between 1 and 1000000, not 0"),
+    ("[fanout]\nring_events = -1", "fanout.ring_events: must lie between 1 and 1000000, not -1"),
+    ("[fanout]\nring_events = '10'", "fanout.ring_events: expected a whole number, found the text \"10\""),
+    ("[fanout]\nring_events = 1.5", "fanout.ring_events: expected a whole number, found"),
+    (
+        "[fanout]\nring_bytes = 2000000\nmemory_bytes_max = 1100000",
+        "fanout.memory_bytes_max: must be at least fanout.ring_bytes (2000000)",
+    ),
+    ("[redis]\npartitions = 0", "redis.partitions: must lie between 1 and 1024, not 0"),
+    ("[redis]\nprefix = 'a{b}'", "redis.prefix: a prefix has 1 to 64 characters"),
+    ("[redis]\nurl = 'rediss://h'", "redis.url: this release speaks to Redis without TLS only"),
+    ("[server]\nlisten = 'localhost'", "server.listen: \"localhost\" is not an IP address and a port"),
+    ("[server]\nnode_id = 'a b'", "server.node_id: node id \"a b\" contains ' '"),
+    ("[retention]\nmax_length = 0", "retention.max_length: must lie between 1 and 1000000000, not 0"),
+    (
+        "[retention]\nmax_length = 'all'",
+        "retention.max_length: expected a whole number, or \"none\" for no limit, found \"all\"",
+    ),
+    (
+        "[retention]\nmax_age = 5",
+        "retention.max_age: a duration needs its unit, as in \"5s\"; no limit is written \"none\"",
+    ),
+    ("[[retention.rules]]\nmax_length = 1", "retention.rules.0: the key pattern is missing"),
+    (
+        "[[retention.rules]]\npattern = 'a,b'",
+        "retention.rules.0.pattern: pattern \"a,b\" can match no channel",
+    ),
+    (
+        "[publish]\nbatch_bytes_max = 1000",
+        "publish.batch_bytes_max: must be at least publish.event_bytes_max (262144)",
+    ),
+    ("[publish]\nidempotency_window = '25h'", "publish.idempotency_window: must lie between 100ms and 1day"),
+    ("[limits]\nconnections_max = 0", "limits.connections_max: must lie between 1 and 100000000, not 0"),
+    (
+        "[cors]\nallowed_origins = ['https://a/']",
+        "cors.allowed_origins: \"https://a/\" never equals what a browser sends; write \"https://a\"",
+    ),
+    (
+        "[cors]\nallowed_origins = ['*', 'https://a']",
+        "cors.allowed_origins: \"*\" allows every origin and must stand alone",
+    ),
+    ("[cors]\nallowed_origins = '*'", "cors.allowed_origins: expected a list"),
+    ("[telemetry]\nlog_filter = 'verbose'", "telemetry.log_filter: \"verbose\" is no log filter"),
+    ("[telemetry]\nlog_format = 'xml'", "telemetry.log_format: expected \"text\" or \"json\", found \"xml\""),
+    ("server = 1", "server: expected"),
+];
+
 #[test]
 fn values_out_of_range_are_refused_in_words() {
-    let cases = [
-        (
-            "[sse]\nheartbeat_interval = '0s'",
-            "sse.heartbeat_interval: must lie between 100ms and 1h, not \"0s\"",
-        ),
-        (
-            "[sse]\nheartbeat_interval = 30",
-            "sse.heartbeat_interval: a duration needs its unit, as in \"30s\" or \"30ms\"",
-        ),
-        ("[sse]\nheartbeat_interval = 'soon'", "sse.heartbeat_interval: \"soon\" is not a duration such as"),
-        (
-            "[sse]\nheartbeat_interval = true",
-            "sse.heartbeat_interval: expected a duration such as \"30s\", found bool true",
-        ),
-        ("[sse]\nheartbeat = 'ping'", "sse.heartbeat: expected \"event\" or \"comment\", found \"ping\""),
-        ("[sse]\nlifetime_max = 'never'", "sse.lifetime_max: \"never\" is not a duration"),
-        ("[fanout]\nring_events = 0", "fanout.ring_events: must lie between 1 and 1000000, not 0"),
-        ("[fanout]\nring_events = -1", "fanout.ring_events: must lie between 1 and 1000000, not -1"),
-        (
-            "[fanout]\nring_events = '10'",
-            "fanout.ring_events: expected a whole number, found the text \"10\"",
-        ),
-        ("[fanout]\nring_events = 1.5", "fanout.ring_events: expected a whole number, found"),
-        (
-            "[fanout]\nring_bytes = 2000000\nmemory_bytes_max = 1100000",
-            "fanout.memory_bytes_max: must be at least fanout.ring_bytes (2000000)",
-        ),
-        ("[redis]\npartitions = 0", "redis.partitions: must lie between 1 and 1024, not 0"),
-        ("[redis]\nprefix = 'a{b}'", "redis.prefix: a prefix has 1 to 64 characters"),
-        ("[redis]\nurl = 'rediss://h'", "redis.url: this release speaks to Redis without TLS only"),
-        ("[server]\nlisten = 'localhost'", "server.listen: \"localhost\" is not an IP address and a port"),
-        ("[server]\nnode_id = 'a b'", "server.node_id: node id \"a b\" contains ' '"),
-        ("[retention]\nmax_length = 0", "retention.max_length: must lie between 1 and 1000000000, not 0"),
-        (
-            "[retention]\nmax_length = 'all'",
-            "retention.max_length: expected a whole number, or \"none\" for no limit, found \"all\"",
-        ),
-        (
-            "[retention]\nmax_age = 5",
-            "retention.max_age: a duration needs its unit, as in \"5s\"; no limit is written \"none\"",
-        ),
-        ("[[retention.rules]]\nmax_length = 1", "retention.rules.0: the key pattern is missing"),
-        (
-            "[[retention.rules]]\npattern = 'a,b'",
-            "retention.rules.0.pattern: pattern \"a,b\" can match no channel",
-        ),
-        (
-            "[publish]\nbatch_bytes_max = 1000",
-            "publish.batch_bytes_max: must be at least publish.event_bytes_max (262144)",
-        ),
-        (
-            "[publish]\nidempotency_window = '25h'",
-            "publish.idempotency_window: must lie between 100ms and 1day",
-        ),
-        ("[limits]\nconnections_max = 0", "limits.connections_max: must lie between 1 and 100000000, not 0"),
-        (
-            "[cors]\nallowed_origins = ['https://a/']",
-            "cors.allowed_origins: \"https://a/\" never equals what a browser sends; write \"https://a\"",
-        ),
-        (
-            "[cors]\nallowed_origins = ['*', 'https://a']",
-            "cors.allowed_origins: \"*\" allows every origin and must stand alone",
-        ),
-        ("[cors]\nallowed_origins = '*'", "cors.allowed_origins: expected a list"),
-        ("[telemetry]\nlog_filter = 'verbose'", "telemetry.log_filter: \"verbose\" is no log filter"),
-        (
-            "[telemetry]\nlog_format = 'xml'",
-            "telemetry.log_format: expected \"text\" or \"json\", found \"xml\"",
-        ),
-        ("server = 1", "server: expected"),
-    ];
-    for (text, expected) in cases {
+    for (text, expected) in REFUSED_VALUES {
         let given = in_file(text);
         let refusal = given.refusal();
         let prefix = format!("file {}: {expected}", given.sources.files[0].display());
