@@ -67,8 +67,8 @@ pub struct Config {
     origins: Origins,
 }
 
-/// Where the configuration comes from, weakest first.
-#[derive(Clone, Debug)]
+/// Where the configuration comes from, weakest first. It holds secrets in the clear and has no `Debug`.
+#[derive(Clone)]
 pub struct Sources {
     /// The name of this node unless something else names it.
     pub node_id: NodeId,
@@ -81,7 +81,7 @@ pub struct Sources {
 }
 
 /// A command line flag that sets a key.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Flag {
     /// As the user wrote it, such as `--listen`.
     pub name: &'static str,

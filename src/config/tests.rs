@@ -69,7 +69,7 @@ fn the_defaults_are_what_the_contract_says() {
     assert!(!config.redis.allow_eviction);
     assert_eq!(config.embedded.data_dir.to_str(), Some("./headwater-data"));
     assert_eq!(config.retention.max_length, Some(1_000));
-    assert_eq!(config.retention.max_age, Some(Duration::from_hours(24)));
+    assert_eq!(config.retention.max_age, Some(Duration::from_secs(24 * 3_600)));
     assert_eq!(config.sse.heartbeat_interval, Duration::from_secs(30));
     assert_eq!(config.sse.heartbeat, sse::Heartbeat::Event);
     assert_eq!(config.sse.retry, Duration::from_secs(3));
@@ -77,7 +77,7 @@ fn the_defaults_are_what_the_contract_says() {
     assert_eq!(config.sse.lifetime_max, None);
     let publish = &config.publish;
     assert_eq!((publish.event_bytes_max, publish.batch_events_max), (262_144, 1_000));
-    assert_eq!((publish.batch_bytes_max, publish.idempotency_window), (4_194_304, Duration::from_mins(10)));
+    assert_eq!((publish.batch_bytes_max, publish.idempotency_window), (4_194_304, Duration::from_secs(600)));
     let fanout = &config.fanout;
     assert_eq!((fanout.ring_events, fanout.ring_bytes, fanout.memory_bytes_max), (1_024, 1 << 20, 1 << 28));
     assert!(!config.auth.open);
@@ -372,7 +372,7 @@ fn retention_rules_inherit_what_they_leave_out() {
     )
     .load();
     let rules = config.retention_rules();
-    let hours = |n| Some(Duration::from_hours(n));
+    let hours = |n: u64| Some(Duration::from_secs(n * 3_600));
     let cases = [
         ("other", Retention { max_length: Some(10), max_age: hours(1) }),
         ("long", Retention { max_length: None, max_age: hours(1) }),
