@@ -2,13 +2,16 @@
 //! and a browser that reconnects gets exactly what it missed.
 
 pub mod channel;
+pub mod config;
 pub mod cursor;
 pub mod event;
 pub mod fanout;
 pub mod id;
+pub mod lifecycle;
 pub mod log;
 pub mod pattern;
 pub mod publish;
 pub mod session;
 pub mod sse;
 pub mod tailer;
+pub mod telemetry;
