@@ -10,7 +10,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::fanout::{Hub, Look};
@@ -20,25 +21,52 @@ use crate::log::{Followed, Log, LogError, Ref};
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
 
+/// A healthy tailer finishes a turn at least this often: the log answers a follow within about a second.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// A tailer's sign of life.
+pub struct Pulse(Mutex<Instant>);
+
+impl Pulse {
+    /// Whether no turn has been finished, well or badly, for so long that the tailer must hang.
+    pub fn is_stuck(&self) -> bool {
+        self.0.lock().elapsed() > STUCK_AFTER
+    }
+
+    fn beat(&self) {
+        *self.0.lock() = Instant::now();
+    }
+}
+
 /// Follows one partition until `stop`.
 pub struct Tailer {
     partition: Partition,
     log: Arc<dyn Log>,
     hub: Arc<Hub>,
+    pulse: Arc<Pulse>,
     retry_delay: Duration,
 }
 
 impl Tailer {
     /// A tailer that goes on from the hub's watermark.
     pub fn new(partition: Partition, log: Arc<dyn Log>, hub: Arc<Hub>) -> Self {
-        Self { partition, log, hub, retry_delay: RETRY_DELAY_MIN }
+        let pulse = Arc::new(Pulse(Mutex::new(Instant::now())));
+        Self { partition, log, hub, pulse, retry_delay: RETRY_DELAY_MIN }
+    }
+
+    /// Tells whether the tailer still runs.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
     }
 
     /// Runs until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
         while let Some(turn) = stop.run_until_cancelled(self.turn()).await {
             match turn {
-                Ok(()) => self.retry_delay = RETRY_DELAY_MIN,
+                Ok(()) => {
+                    self.pulse.beat();
+                    self.retry_delay = RETRY_DELAY_MIN;
+                }
                 Err(error) => {
                     if self.retry_delay == RETRY_DELAY_MIN {
                         tracing::warn!(%error, partition = self.partition.0, "the tailer waits for the log");
