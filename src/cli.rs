@@ -8,6 +8,7 @@ mod channels;
 mod check;
 mod client;
 mod id;
+mod migrate;
 mod output;
 mod publish;
 mod serve;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Id(id::IdArgs),
     /// Validate the configuration and print what is in effect, without secrets
     Check(ConfigArgs),
+    /// Bring the Redis layout up to this binary
+    Migrate(migrate::MigrateArgs),
     /// Publish entries anew that another program wrote with a plain XADD
     Adopt(adopt::AdoptArgs),
 }
@@ -162,6 +165,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Channels(arguments) => channels::run(arguments).await,
         Command::Id(arguments) => id::run(&arguments),
         Command::Check(arguments) => check::run(&arguments.load()?),
+        Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Adopt(arguments) => adopt::run(arguments).await,
     }
 }

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::log::redis::{Endpoint, RedisOptions};
 use crate::log::retention::RetentionRules;
 pub use layers::Source;
 use layers::{Origins, Stack};
@@ -189,6 +190,29 @@ impl Config {
     /// The retention rules as the log needs them.
     pub fn retention_rules(&self) -> RetentionRules {
         self.retention.to_rules()
+    }
+
+    /// How this node uses Redis; `None` when the embedded log serves.
+    ///
+    /// # Errors
+    /// When `redis.password_file` cannot be read any more.
+    pub fn redis_options(&self) -> Result<Option<RedisOptions>, InvalidKey> {
+        let Some(url) = &self.redis.url else {
+            return Ok(None);
+        };
+        let endpoint = Endpoint {
+            url: url.expose().to_owned(),
+            username: self.redis.username.clone(),
+            password: self.redis.read_password()?.map(|password| password.expose().to_owned()),
+        };
+        Ok(Some(RedisOptions {
+            endpoint,
+            prefix: self.redis.prefix.clone(),
+            partitions: self.redis.partitions(),
+            pool_size: self.redis.pool_size,
+            allow_eviction: self.redis.allow_eviction,
+            retention: self.retention_rules(),
+        }))
     }
 
     /// Who set a key, such as `sse.retry`.

@@ -364,6 +364,8 @@ mod tests {
         let told = tail_with(&broker, &["a", "--count", "2", "--format", "data"]).await;
         told.result.unwrap();
         assert_eq!(told.out, ["a", "b"]);
+        let pauses: Vec<_> = told.notes.lines().filter_map(|note| note.split_once("again in ")).collect();
+        assert_eq!(pauses.iter().map(|(_, pause)| *pause).collect::<Vec<_>>(), ["1ms", "2ms", "1ms", "1ms"]);
         let mut resumed_from = Vec::new();
         for _ in 0..5 {
             let request = broker.request().await;

@@ -334,6 +334,15 @@ fn a_password_comes_from_one_place() {
     let from_file = in_file(&format!("[redis]\npassword_file = {path:?}"));
     assert_eq!(from_file.load().redis.read_password().unwrap().unwrap().expose(), "from the file");
 
+    let options = from_file.load().redis_options().unwrap();
+    assert!(options.is_none(), "without a URL the embedded log serves");
+    let with_url = in_file(&format!("[redis]\nurl = 'redis://h'\npassword_file = {path:?}"))
+        .load()
+        .redis_options()
+        .unwrap()
+        .unwrap();
+    assert_eq!(with_url.endpoint.password.as_deref(), Some("from the file"));
+
     let both = in_file(&format!("[redis]\npassword_file = {path:?}"))
         .variable("HEADWATER_REDIS__PASSWORD", "x")
         .refusal();
