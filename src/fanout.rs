@@ -14,6 +14,7 @@ pub mod topic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
@@ -21,6 +22,7 @@ use slab::Slab;
 pub use self::filter::{Filter, Filters};
 pub use self::mailbox::Mailbox;
 pub use self::pages::Pages;
+use self::ring::Ring;
 pub use self::ring::RingLimits;
 pub use self::topic::Topic;
 use crate::channel::Channel;
@@ -36,6 +38,8 @@ pub struct Hub {
     partitions: Box<[PartitionHub]>,
     retention: RetentionRules,
     ring_limits: RingLimits,
+    rings_bytes: Arc<AtomicUsize>,
+    rings_bytes_max: usize,
     /// History for sessions that are behind their rings.
     pub pages: Arc<Pages>,
     /// Filters in use.
@@ -48,6 +52,8 @@ pub struct Hub {
 pub struct FanoutOptions {
     /// Bounds of each ring.
     pub ring: RingLimits,
+    /// Bytes of all rings together; beyond them every ring is cut down to its newest frame.
+    pub rings_bytes_max: usize,
     /// Bytes for pages under way and kept.
     pub page_bytes_max: usize,
 }
@@ -113,6 +119,8 @@ impl Hub {
             partitions: tails.iter().map(partition).collect(),
             retention,
             ring_limits: options.ring,
+            rings_bytes: Arc::default(),
+            rings_bytes_max: options.rings_bytes_max,
             pages: Pages::new(log, options.page_bytes_max),
             filters: Filters::default(),
             sessions: Mutex::default(),
@@ -147,7 +155,8 @@ impl Hub {
         let mut topics = self.hub(partition).topics.lock();
         let looked = topics.looked;
         let topic = topics.by_channel.entry(channel.clone()).or_insert_with(|| {
-            Arc::new(Topic::new(channel.clone(), partition, self.retention.of(channel), looked))
+            let ring = Ring::starting_at(looked, Arc::clone(&self.rings_bytes));
+            Arc::new(Topic::new(channel.clone(), partition, self.retention.of(channel), ring))
         });
         Joined { topic: Arc::clone(topic), key: topic.listen(Arc::clone(mailbox)) }
     }
@@ -165,6 +174,11 @@ impl Hub {
         let partition = channel.partition(self.partitions());
         let topics = self.hub(partition).topics.lock();
         topics.by_channel.get(channel).map_or(0, |topic| topic.listeners())
+    }
+
+    /// Bytes in all rings.
+    pub fn rings_bytes(&self) -> usize {
+        self.rings_bytes.load(Ordering::Relaxed)
     }
 
     /// Topics of this node.
@@ -258,6 +272,21 @@ impl Hub {
         if look.epoch.is_some() {
             self.wake_partition(look.partition);
         }
+        self.keep_within_budget();
+    }
+
+    fn keep_within_budget(&self) {
+        let bytes = self.rings_bytes.load(Ordering::Relaxed);
+        if bytes <= self.rings_bytes_max {
+            return;
+        }
+        for hub in &self.partitions {
+            hub.topics.lock().by_channel.values().for_each(|topic| topic.shrink());
+        }
+        tracing::info!(
+            bytes,
+            "the rings exceeded their share of fanout.memory_bytes_max and were cut to their newest frames"
+        );
     }
 
     /// Refs up to `last` were trimmed unread: every topic begins anew there, and its sessions turn to the log.

@@ -1,6 +1,7 @@
 //! Headwater: a persistent Server-Sent-Events broker. A channel is a stream, publishing is one atomic append,
 //! and a browser that reconnects gets exactly what it missed.
 
+pub mod broker;
 pub mod channel;
 pub mod clock;
 pub mod config;

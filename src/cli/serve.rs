@@ -2,9 +2,13 @@
 //!
 //! Neighbours: `lifecycle.rs` ends what runs, the broker spawns on its scope.
 
+use std::io::Write;
+
 use anyhow::{Context, anyhow};
+use headwater::broker::{self, Broker, StartError};
 use headwater::config::{Config, limits};
 use headwater::lifecycle::{Lifecycle, Scope, Timing};
+use headwater::log::LogError;
 use headwater::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -42,10 +46,41 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
     if ended.is_clean() { Ok(()) } else { Err(Failure::internal(anyhow!("{ended}"))) }
 }
 
-/// Starts everything on `scope` and answers once the broker serves.
-#[expect(clippy::unused_async, reason = "opens the log and the listener")]
-async fn start_broker(_config: Config, _descriptors: u64, _scope: Scope) -> Result<(), Failure> {
-    Err(Failure::internal(anyhow!("this build holds no broker yet")))
+/// Starts the broker and tells how to try it.
+async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<(), Failure> {
+    let broker = broker::start(&config, descriptors, &scope).await.map_err(|error| match error {
+        StartError::Config(_) | StartError::Listen { .. } => Failure::usage(error),
+        StartError::Log(LogError::Damaged(_)) => Failure::internal(error),
+        StartError::Log(_) | StartError::Embedded(_) => Failure::unavailable(error),
+    })?;
+    // A closed standard output is no reason not to serve.
+    let _ = greet(&config, &broker);
+    Ok(())
+}
+
+fn greet(config: &Config, broker: &Broker) -> std::io::Result<()> {
+    let url = format!("http://{}", broker.address);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "Headwater {} serves on {url} ({})", env!("CARGO_PKG_VERSION"), broker.log)?;
+    if config.server.is_loopback() {
+        writeln!(
+            out,
+            "Open to every program on this machine, and to none of another: no key is configured."
+        )?;
+    } else {
+        writeln!(
+            out,
+            "OPEN TO EVERYBODY WHO REACHES {}: no key is configured and auth.open is set.",
+            broker.address
+        )?;
+    }
+    writeln!(out, "\nTry it, in two terminals:\n  curl -N '{url}/events?channels=demo'")?;
+    writeln!(
+        out,
+        "  curl {url}/channels/demo/events -H 'Content-Type: application/json' -d '{{\"data\":\"hello\"}}'"
+    )?;
+    writeln!(out, "Look: {url}/channels  {url}/channels/demo/events  {url}/readyz")?;
+    out.flush()
 }
 
 /// SIGTERM and SIGINT as messages, for as long as `tasks` lives.
@@ -62,21 +97,4 @@ fn forward_signals(tasks: &mut JoinSet<()>) -> anyhow::Result<mpsc::Receiver<()>
         });
     }
     Ok(receiver)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Exit;
-    use super::super::testing::soon;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_broker_that_cannot_start_fails_the_exit_code() {
-        let node_id = headwater::config::NodeId::parse("n").unwrap();
-        let config = Config::load(&headwater::config::Sources::defaults(node_id)).unwrap();
-        assert_eq!(
-            soon(start_broker(config, 1_024, Lifecycle::new().scope())).await.unwrap_err().exit,
-            Exit::Internal
-        );
-    }
 }

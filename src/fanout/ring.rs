@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::frame::Frame;
 use crate::id::StreamId;
@@ -25,6 +26,8 @@ pub(super) struct Ring {
     purged: StreamId,
     frames: VecDeque<Arc<Frame>>,
     bytes: usize,
+    /// Bytes of all rings of the node.
+    total: Arc<AtomicUsize>,
 }
 
 /// Frames that follow a position.
@@ -37,8 +40,9 @@ pub struct Run {
 }
 
 impl Ring {
-    pub(super) fn starting_at(start: StreamId) -> Self {
-        Self { start, purged: StreamId::ZERO, frames: VecDeque::new(), bytes: 0 }
+    /// A ring that will be given everything after `start`, and counts its bytes in `total` too.
+    pub(super) fn starting_at(start: StreamId, total: Arc<AtomicUsize>) -> Self {
+        Self { start, purged: StreamId::ZERO, frames: VecDeque::new(), bytes: 0, total }
     }
 
     /// The marker of the newest purge that this node heard of.
@@ -46,8 +50,12 @@ impl Ring {
         self.purged
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// Drops all frames but the newest.
+    pub(super) fn shrink(&mut self) {
+        while self.frames.len() > 1 {
+            self.drop_oldest();
+        }
+        self.frames.shrink_to_fit();
     }
 
     /// Adds a frame that follows all others, and drops the oldest ones beyond the limits.
@@ -57,6 +65,7 @@ impl Ring {
             "frames of a topic arrive in id order"
         );
         self.bytes += frame.size();
+        self.total.fetch_add(frame.size(), Ordering::Relaxed);
         self.frames.push_back(frame);
         while self.frames.len() > 1
             && (self.frames.len() > limits.frames_max || self.bytes > limits.bytes_max)
@@ -100,9 +109,16 @@ impl Ring {
 
     fn drop_oldest(&mut self) {
         if let Some(frame) = self.frames.pop_front() {
-            self.bytes = self.bytes.saturating_sub(frame.size());
+            self.bytes -= frame.size();
+            self.total.fetch_sub(frame.size(), Ordering::Relaxed);
             self.start = frame.id();
         }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -130,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_ring_tells_how_far_it_reaches_in_both_directions() {
-        let mut ring = Ring::starting_at(id(10));
+        let mut ring = Ring::starting_at(id(10), Arc::default());
         for ms in [11, 12, 13] {
             ring.push(frame(ms, 1), WIDE);
         }
@@ -150,7 +166,7 @@ mod tests {
 
     #[test]
     fn limits_drop_the_oldest_but_never_the_newest() {
-        let mut ring = Ring::starting_at(id(0));
+        let mut ring = Ring::starting_at(id(0), Arc::default());
         let limits = RingLimits { frames_max: 2, bytes_max: 10_000 };
         for ms in 1..=3 {
             ring.push(frame(ms, 1), limits);
@@ -161,12 +177,12 @@ mod tests {
         assert_eq!(ids(&ring.following(id(3), id(9), 9).unwrap()), [4]);
         ring.push(frame(5, 1), limits);
         assert_eq!(ids(&ring.following(id(4), id(9), 9).unwrap()), [5]);
-        assert!(ring.bytes() < 1_000, "dropped frames are no longer counted");
+        assert!(ring.bytes < 1_000, "dropped frames are no longer counted");
     }
 
     #[test]
     fn a_loss_or_a_purge_moves_the_start() {
-        let mut ring = Ring::starting_at(id(0));
+        let mut ring = Ring::starting_at(id(0), Arc::default());
         for ms in [1, 2, 5] {
             ring.push(frame(ms, 1), WIDE);
         }
@@ -174,7 +190,7 @@ mod tests {
         assert!(ring.following(id(2), id(9), 9).is_none());
         assert_eq!(ids(&ring.following(id(3), id(9), 9).unwrap()), [5]);
         ring.purge(id(7));
-        assert_eq!((ring.purged(), ring.bytes()), (id(7), 0));
+        assert_eq!((ring.purged(), ring.bytes), (id(7), 0));
         assert!(ring.following(id(5), id(9), 9).is_none());
     }
 }

@@ -33,20 +33,9 @@ pub struct Topic {
 }
 
 impl Topic {
-    /// A topic whose events after `looked` will be pushed.
-    pub(super) fn new(
-        channel: Channel,
-        partition: Partition,
-        retention: Retention,
-        looked: StreamId,
-    ) -> Self {
-        Self {
-            channel,
-            partition,
-            retention,
-            ring: Mutex::new(Ring::starting_at(looked)),
-            listeners: Mutex::default(),
-        }
+    /// A topic whose events after the start of `ring` will be pushed.
+    pub(super) fn new(channel: Channel, partition: Partition, retention: Retention, ring: Ring) -> Self {
+        Self { channel, partition, retention, ring: Mutex::new(ring), listeners: Mutex::default() }
     }
 
     /// The channel's name.
@@ -69,11 +58,6 @@ impl Topic {
     pub fn look(&self, position: StreamId, watermark: StreamId, count_max: usize) -> Sight {
         let ring = self.ring.lock();
         Sight { purged: ring.purged(), run: ring.following(position, watermark, count_max) }
-    }
-
-    /// Bytes in the ring.
-    pub fn ring_bytes(&self) -> usize {
-        self.ring.lock().bytes()
     }
 
     /// How many sessions listen.
@@ -106,6 +90,10 @@ impl Topic {
         for frame in frames.filter(|frame| lost.is_none_or(|lost| frame.id() > lost)) {
             ring.push(frame, limits);
         }
+    }
+
+    pub(super) fn shrink(&self) {
+        self.ring.lock().shrink();
     }
 
     pub(super) fn purge(&self, marker: StreamId) {

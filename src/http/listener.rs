@@ -15,6 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::task::TaskTracker;
 
 use crate::lifecycle::Scope;
 
@@ -32,14 +33,28 @@ pub struct ListenerOptions {
     pub write_timeout: Duration,
 }
 
-/// Accepts until the drain begins; connections go on as tasks of the scope.
+/// Accepts until the drain begins, and returns when the last connection has ended.
 pub(super) async fn serve(listener: TcpListener, router: Router, options: ListenerOptions, scope: Scope) {
-    let soft = scope.soft().clone();
-    while let Some(accepted) = soft.run_until_cancelled(listener.accept()).await {
+    let connections = TaskTracker::new();
+    accept(&listener, &router, options, &scope, &connections).await;
+    // From here on nobody can connect, rather than wait for an answer that does not come.
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    router: &Router,
+    options: ListenerOptions,
+    scope: &Scope,
+    connections: &TaskTracker,
+) {
+    while let Some(accepted) = scope.soft().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((socket, _)) => {
                 let connection = serve_connection(socket, router.clone(), options, scope.clone());
-                scope.tracker().spawn(connection);
+                connections.spawn(connection);
             }
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection was not accepted")

@@ -1,0 +1,195 @@
+//! The broker: opens the log, starts the tasks in order, and ends them in the reverse order.
+//!
+//! ```text
+//! start:  log -> tails -> hub -> publisher, tailers -> listener
+//! drain:  listener stops -> sessions close, spread out -> connections end -> publisher, tailers -> log
+//! ```
+//!
+//! Invariant: whatever can still be served while the node leaves is: tailers run until the last connection has
+//! ended, and the publisher sends what it took.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::sse::Heartbeat;
+use crate::config::{Config, InvalidKey};
+use crate::fanout::{FanoutOptions, Hub, RingLimits};
+use crate::http::listener::ListenerOptions;
+use crate::http::{self, App, AppOptions};
+use crate::id::Partition;
+use crate::lifecycle::Scope;
+use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, OpenError, system_clock};
+use crate::log::redis::RedisLog;
+use crate::log::{Log, LogError};
+use crate::publish::Publisher;
+use crate::session::SessionOptions;
+use crate::sse::ClosingReason;
+use crate::tailer::Tailer;
+
+/// Part of the memory budget for pages of history; the rest is for rings.
+const PAGES_SHARE: usize = 4;
+/// A Redis that starts together with the broker may take this long.
+const REDIS_PATIENCE: Duration = Duration::from_secs(5);
+const REDIS_RETRY: Duration = Duration::from_millis(250);
+/// Sessions are told to close in steps of this length, over at most half of the drain's deadline.
+const CLOSING_STEP: Duration = Duration::from_millis(20);
+/// What the clients' return costs the other nodes: sessions told per second at most, unless time is short.
+const CLOSINGS_PER_SECOND: f64 = 500.0;
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration asks for something impossible.
+    #[error(transparent)]
+    Config(#[from] InvalidKey),
+    /// The directory of the embedded log cannot be used.
+    #[error(transparent)]
+    Embedded(#[from] OpenError),
+    /// The log refused, or cannot be reached.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error} (server.listen)")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A broker that serves.
+pub struct Broker {
+    /// Where it listens; the port that was found when 0 was asked for.
+    pub address: SocketAddr,
+    /// What the log is, in words.
+    pub log: String,
+    /// Topics and sessions.
+    pub hub: Arc<Hub>,
+}
+
+/// Starts a broker on `scope`, which ends it. `descriptors` is how many files the process may open.
+pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<Broker, StartError> {
+    let address = config.server.listen;
+    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
+    let address = listener.local_addr().map_err(|error| StartError::Listen { address, error })?;
+    let (log, log_in_words) = open_log(config).await?;
+    let mut tails = Vec::new();
+    for partition in (0..log.partitions()).map(Partition) {
+        tails.push(log.tail(partition).await?);
+    }
+    let hub = Hub::new(Arc::clone(&log), &tails, config.retention_rules(), fanout_options(config));
+    // Lives until the last connection has ended.
+    let served = scope.hard().child_token();
+    let workers = TaskTracker::new();
+    let publisher = Publisher::start(&log, &hub, &workers, &served);
+    let mut pulses = Vec::new();
+    for partition in (0..log.partitions()).map(Partition) {
+        let tailer = Tailer::new(partition, Arc::clone(&log), Arc::clone(&hub));
+        pulses.push(tailer.pulse());
+        scope.spawn_critical("tailer", tailer.run(served.clone()));
+    }
+    let options = app_options(config, descriptors);
+    let app = App {
+        log: Arc::clone(&log),
+        hub: Arc::clone(&hub),
+        publisher,
+        pulses,
+        scope: scope.clone(),
+        options,
+    };
+    let end_of_service = served.clone().drop_guard();
+    scope.spawn_critical("listener", async move {
+        let _end_of_service = end_of_service;
+        http::serve(listener, Arc::new(app)).await;
+    });
+    scope.tracker().spawn(close_sessions(Arc::clone(&hub), scope.clone(), config.drain.deadline));
+    scope.tracker().spawn(close_log(log, served, workers));
+    Ok(Broker { address, log: log_in_words, hub })
+}
+
+async fn open_log(config: &Config) -> Result<(Arc<dyn Log>, String), StartError> {
+    let Some(options) = config.redis_options()? else {
+        let dir = config.embedded.data_dir.clone();
+        let words = format!("embedded log in {}", dir.display());
+        let open = move || EmbeddedLog::open(&dir, EmbeddedOptions::default(), system_clock());
+        let log = tokio::task::spawn_blocking(open).await.expect("opening the log does not panic")?;
+        return Ok((Arc::new(log), words));
+    };
+    let patience = Instant::now() + REDIS_PATIENCE;
+    loop {
+        match RedisLog::open(&options).await {
+            Ok(log) => return Ok((Arc::new(log), format!("Redis, keys {}:*", options.prefix))),
+            Err(LogError::Unavailable(error)) if Instant::now() < patience => {
+                tracing::warn!(error, "waiting for Redis");
+                sleep(REDIS_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn fanout_options(config: &Config) -> FanoutOptions {
+    let fanout = &config.fanout;
+    let page_bytes_max = fanout.memory_bytes_max / PAGES_SHARE;
+    FanoutOptions {
+        ring: RingLimits { frames_max: fanout.ring_events, bytes_max: fanout.ring_bytes },
+        rings_bytes_max: fanout.memory_bytes_max - page_bytes_max,
+        page_bytes_max,
+    }
+}
+
+fn app_options(config: &Config, descriptors: u64) -> AppOptions {
+    let session = SessionOptions {
+        node: config.server.node_id.as_str().into(),
+        heartbeat_interval: config.sse.heartbeat_interval,
+        comment_heartbeats: config.sse.heartbeat == Heartbeat::Comment,
+        retry: config.sse.retry,
+        lifetime_max: config.sse.lifetime_max,
+    };
+    AppOptions {
+        session: Arc::new(session),
+        publish: config.publish.clone(),
+        retention: config.retention_rules(),
+        connections_max: config.limits.connections_max(descriptors),
+        channels_per_connection: config.limits.channels_per_connection,
+        allowed_origins: config.cors.allowed_origins.clone(),
+        loopback_only: !config.auth.open,
+        log_name: if config.redis.url.is_some() { "redis" } else { "embedded" },
+        listener: ListenerOptions {
+            header_timeout: config.server.header_timeout,
+            write_timeout: config.sse.write_timeout,
+        },
+    }
+}
+
+/// Tells the sessions to close once the drain begins, a few at a time.
+async fn close_sessions(hub: Arc<Hub>, scope: Scope, deadline: Duration) {
+    scope.soft().cancelled().await;
+    let sessions = hub.sessions();
+    let spread = Duration::from_secs_f64(sessions as f64 / CLOSINGS_PER_SECOND).min(deadline / 2);
+    let steps = (spread.as_secs_f64() / CLOSING_STEP.as_secs_f64()).ceil().max(1.0);
+    let per_step = (sessions as f64 / steps).ceil().max(1.0);
+    tracing::info!(sessions, spread_ms = spread.as_millis() as u64, "closing event streams");
+    #[expect(clippy::cast_sign_loss, reason = "at least 1")]
+    while hub.close_some(per_step as usize, ClosingReason::Shutdown) > 0 {
+        if scope.hard().run_until_cancelled(sleep(CLOSING_STEP)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Closes the log when nothing uses it any more.
+async fn close_log(log: Arc<dyn Log>, served: CancellationToken, workers: TaskTracker) {
+    served.cancelled().await;
+    workers.close();
+    workers.wait().await;
+    log.close().await;
+}
