@@ -252,25 +252,26 @@ impl Hub {
     /// Gives the topics what was read for them, in the order of [`Look::wants`], moves the watermark and
     /// wakes the sessions.
     pub fn release(&self, look: Look, events: Vec<Vec<Event>>) {
-        assert_eq!(events.len(), look.dirty.len(), "one answer per want");
-        for (dirty, events) in look.dirty.iter().zip(events) {
+        let Look { partition, last, dirty, purged, epoch } = look;
+        assert_eq!(events.len(), dirty.len(), "one answer per want");
+        for (dirty, events) in dirty.iter().zip(events) {
             let lost = dirty.newest_lost(&events);
-            let frames = events.into_iter().map(|event| Arc::new(Frame::new(event, look.partition)));
+            let frames = events.into_iter().map(|event| Arc::new(Frame::new(event, partition)));
             dirty.topic.push(frames, lost, self.ring_limits);
         }
-        for (topic, marker) in &look.purged {
+        for (topic, marker) in &purged {
             topic.purge(*marker);
         }
         {
-            let mut marks = self.hub(look.partition).marks.lock();
-            marks.watermark = look.last;
-            marks.seen = marks.seen.max(look.last);
-            marks.epoch = look.epoch.unwrap_or(marks.epoch);
+            let mut marks = self.hub(partition).marks.lock();
+            marks.watermark = last;
+            marks.seen = marks.seen.max(last);
+            marks.epoch = epoch.unwrap_or(marks.epoch);
         }
-        let purged = look.purged.iter().map(|(topic, _)| topic);
-        look.dirty.iter().map(|dirty| &dirty.topic).chain(purged).for_each(|topic| topic.wake());
-        if look.epoch.is_some() {
-            self.wake_partition(look.partition);
+        let purged = purged.iter().map(|(topic, _)| topic);
+        dirty.iter().map(|dirty| &dirty.topic).chain(purged).for_each(|topic| topic.wake());
+        if epoch.is_some() {
+            self.wake_partition(partition);
         }
         self.keep_within_budget();
     }

@@ -311,7 +311,7 @@ mod tests {
                 "id" => id = value.to_owned(),
                 "event" => kind = value.to_owned(),
                 "retry" => retry = value.parse().ok(),
-                "data" => data += &format!("{value}\n"),
+                "data" => data.extend([value, "\n"]),
                 _ => {}
             }
         }

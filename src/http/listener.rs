@@ -57,7 +57,7 @@ async fn accept(
                 connections.spawn(connection);
             }
             Err(error) if is_about_one_connection(&error) => {
-                tracing::debug!(%error, "a connection was not accepted")
+                tracing::debug!(%error, "a connection was not accepted");
             }
             Err(error) => {
                 tracing::warn!(%error, "connections cannot be accepted");

@@ -98,7 +98,7 @@ async fn publish_array(app: &App, body: Body) -> Result<Response, Problem> {
     let body = read_body(body, app.options.publish.batch_bytes_max, Code::BatchTooLarge).await?;
     let items = parse_array(app, &body)?;
     let channels: Vec<Channel> = items.iter().map(|item| item.channel.clone()).collect();
-    let published = publish_items(app, items).await.map_err(|failed| failed.into_problem())?;
+    let published = publish_items(app, items).await.map_err(Failed::into_problem)?;
     let results: Vec<Value> = channels.iter().zip(&published).map(|(c, p)| receipt(c, *p)).collect();
     let duplicates = published.iter().filter(|p| p.duplicate).count();
     let answer =

@@ -1,7 +1,7 @@
 //! `GET /events` and `GET /cursor`: from a request to a session, or to a refusal that a browser survives.
 //!
 //! Invariant: a bad cursor is never an HTTP error, and a temporary refusal never a status for a client that
-//! asks for an event stream: EventSource would not come back (HTML, "Server-sent events", 9.2.3).
+//! asks for an event stream: an `EventSource` would not come back (HTML, "Server-sent events", 9.2.3).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -37,7 +37,7 @@ use crate::id::{Partition, StreamId};
 use crate::log::retention::RetentionRules;
 use crate::log::{
     AppendRequest, Appended, ChannelInfo, ChannelList, Followed, ListQuery, Log, LogError, Page, ReadQuery,
-    Retention, Tail, Want,
+    RefKind, Retention, Tail, Want,
 };
 
 /// How a node uses Redis.
@@ -59,6 +59,7 @@ pub struct RedisOptions {
 
 /// A [`Log`] kept in Redis Streams.
 pub struct RedisLog {
+    options: RedisOptions,
     keys: Keys,
     partitions: u16,
     connections: Connections,
@@ -87,16 +88,22 @@ impl RedisLog {
         for warning in checks::check_server(client, options.allow_eviction).await? {
             tracing::warn!("{warning}");
         }
-        migrate::apply(client, &keys, options.partitions).await?;
         let log = Self {
+            options: options.clone(),
             keys,
             partitions: options.partitions,
             connections,
             floors: (0..options.partitions).map(|_| Mutex::default()).collect(),
             foreign_entries: AtomicU64::new(0),
         };
-        log.write_retention(&options.retention).await?;
+        log.prepare().await?;
         Ok(log)
+    }
+
+    /// Brings the layout up to date and writes down the retention rules, also again after a flush.
+    async fn prepare(&self) -> Result<(), LogError> {
+        migrate::apply(self.connections.news(), &self.keys, self.partitions).await?;
+        self.write_retention(&self.options.retention).await
     }
 
     /// Entries seen that no function wrote.
@@ -222,7 +229,11 @@ impl Log for RedisLog {
         let followed = feed::follow(client, &self.keys.feed(partition), watermark).await?;
         match &followed {
             Followed::Refs(refs) => {
-                self.raise_floor(partition, refs.last().map(|r| r.id).unwrap_or_default())
+                self.raise_floor(partition, refs.last().map(|r| r.id).unwrap_or_default());
+                if refs.iter().any(|r| r.kind == RefKind::Epoch) {
+                    // Whatever began history anew may have taken the rest of the layout along.
+                    self.prepare().await?;
+                }
             }
             Followed::Trimmed(last) => self.raise_floor(partition, *last),
             Followed::RolledBack => {}
@@ -247,6 +258,7 @@ impl Log for RedisLog {
             || vec![Value::from(watermark.to_string()), Value::from(self.floor(partition).to_string())];
         let feed = self.keys.feed(partition);
         let reply = fcall(self.connections.news(), Effect::Write, "headwater_reset_v1", &feed, args).await?;
+        self.prepare().await?;
         self.decode_tail(partition, &reply)
     }
 
@@ -288,7 +300,7 @@ impl Log for RedisLog {
             adopted += count.number().unwrap_or_default();
             match next.text().as_deref() {
                 None | Some("") => return Ok(adopted),
-                Some(next) => from = next.to_owned(),
+                Some(next) => next.clone_into(&mut from),
             }
         }
     }

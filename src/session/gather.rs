@@ -99,7 +99,7 @@ impl Session {
             match self.judge(sub, &page, position) {
                 Proof::Complete => {}
                 Proof::Trimmed => {
-                    self.tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
+                    Self::tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
                 }
                 Proof::Reset if self.is_of_partition(slot, &page, position) => {
                     self.reset_slot(slot, page.bounds.feed_last, gaps);
@@ -169,7 +169,7 @@ impl Session {
 
     fn purged(&mut self, sub: usize, position: StreamId, marker: StreamId, gaps: &mut Batch) {
         let topic = Arc::clone(&self.subs[sub].joined.topic);
-        self.tell_gap(&topic, position, None, GapReason::Reset, gaps);
+        Self::tell_gap(&topic, position, None, GapReason::Reset, gaps);
         let state = &mut self.replay_mut().subs[sub];
         (state.from, state.due) = (marker, Due::Unproven);
     }
@@ -180,7 +180,7 @@ impl Session {
         for sub in 0..self.subs.len() {
             if usize::from(self.subs[sub].slot) == slot {
                 let topic = Arc::clone(&self.subs[sub].joined.topic);
-                self.tell_gap(&topic, after, None, GapReason::Reset, gaps);
+                Self::tell_gap(&topic, after, None, GapReason::Reset, gaps);
                 if let Some(replay) = &mut self.replay {
                     replay.subs[sub] = super::ReplaySub::default();
                 }
@@ -191,7 +191,6 @@ impl Session {
     }
 
     fn tell_gap(
-        &self,
         topic: &Topic,
         after: StreamId,
         oldest: Option<StreamId>,

@@ -27,20 +27,19 @@ pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Respons
     let mut lines =
         Lines::new(body, app.options.publish.event_bytes_max * ESCAPE_FACTOR + BODY_OVERHEAD_BYTES);
     loop {
-        let next = match lines.next_buffered() {
-            Some(line) => Ok(Some(line)),
+        while let Some(line) = lines.next_buffered() {
+            publishing.take(&line, lines.number).await?;
+        }
+        let filled = if let Some(filled) = lines.fill().now_or_never() {
+            filled
+        } else {
             // Nothing more has arrived: publish what there is instead of waiting for a full chunk.
-            None => match lines.fill().now_or_never() {
-                Some(filled) => filled.map(|more| more.then(BytesMut::new)),
-                None => {
-                    publishing.flush().await?;
-                    lines.fill().await.map(|more| more.then(BytesMut::new))
-                }
-            },
+            publishing.flush().await?;
+            lines.fill().await
         };
-        match next {
-            Ok(Some(line)) => publishing.take(&line, lines.number).await?,
-            Ok(None) => break,
+        match filled {
+            Ok(true) => {}
+            Ok(false) => break,
             Err(problem) => return Err(publishing.stop(problem, lines.number + 1).await),
         }
     }
@@ -164,8 +163,11 @@ impl Lines {
         Some(line)
     }
 
-    /// Waits for more of the body. Answers false at its end.
+    /// Waits for more of the body. Answers false when no line can follow.
     async fn fill(&mut self) -> Result<bool, Problem> {
+        if self.ended {
+            return Ok(false);
+        }
         if self.buffer.len() > self.line_bytes_max {
             let detail = format!("a line exceeds {} bytes", self.line_bytes_max);
             return Err(Problem::new(Code::DataTooLarge, detail));
@@ -179,9 +181,8 @@ impl Lines {
                 Err(Problem::new(Code::InvalidBody, format!("the body ended early: {error}")))
             }
             None => {
-                let more = !self.ended && !self.buffer.is_empty();
                 self.ended = true;
-                Ok(more)
+                Ok(!self.buffer.is_empty())
             }
         }
     }

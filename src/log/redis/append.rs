@@ -17,13 +17,13 @@ pub(super) fn encode(requests: &[AppendRequest], floor: StreamId) -> Vec<Value> 
     let items: usize = requests.iter().map(|request| request.items.len()).sum();
     let mut args = Vec::with_capacity(2 + 2 * policies.list.len() + requests.len() + 9 * items);
     args.push(Value::from(floor.to_string()));
-    args.push(Value::from(policies.list.len() as i64));
+    args.push(number(policies.list.len()));
     for retention in &policies.list {
         args.push(optional(retention.max_length));
         args.push(optional(retention.max_age_ms()));
     }
     for request in requests {
-        args.push(Value::from(request.items.len() as i64));
+        args.push(number(request.items.len()));
         for item in &request.items {
             encode_item(&mut args, item, policies.number(&item.retention));
         }
@@ -31,7 +31,7 @@ pub(super) fn encode(requests: &[AppendRequest], floor: StreamId) -> Vec<Value> 
     args
 }
 
-fn encode_item(args: &mut Vec<Value>, item: &AppendItem, policy: i64) {
+fn encode_item(args: &mut Vec<Value>, item: &AppendItem, policy: usize) {
     let draft = &item.draft;
     args.push(Value::from(item.channel.as_str()));
     args.push(Value::from_static_str(format_mark(draft.data.format())));
@@ -39,7 +39,7 @@ fn encode_item(args: &mut Vec<Value>, item: &AppendItem, policy: i64) {
     args.push(Value::Bytes(draft.data.bytes().clone()));
     args.push(optional(draft.retry.map(u64::from)));
     args.push(if draft.skip.is_empty() { empty() } else { Value::from(encode_skip(&draft.skip)) });
-    args.push(Value::from(policy));
+    args.push(number(policy));
     match &item.idempotency {
         Some(idempotency) => {
             args.push(Value::from(idempotency.key.as_str()));
@@ -48,6 +48,10 @@ fn encode_item(args: &mut Vec<Value>, item: &AppendItem, policy: i64) {
         }
         None => args.extend([empty(), empty()]),
     }
+}
+
+fn number(number: usize) -> Value {
+    Value::from(number.to_string())
 }
 
 fn empty() -> Value {
@@ -61,7 +65,7 @@ fn optional(number: Option<u64>) -> Value {
 /// The distinct retentions of a call, named by number so that each is sent once.
 struct Policies {
     list: Vec<Retention>,
-    numbers: HashMap<(Option<u64>, Option<u64>), i64>,
+    numbers: HashMap<(Option<u64>, Option<u64>), usize>,
 }
 
 impl Policies {
@@ -71,13 +75,13 @@ impl Policies {
             let retention = item.retention;
             policies.numbers.entry(Self::key(&retention)).or_insert_with(|| {
                 policies.list.push(retention);
-                policies.list.len() as i64
+                policies.list.len()
             });
         }
         policies
     }
 
-    fn number(&self, retention: &Retention) -> i64 {
+    fn number(&self, retention: &Retention) -> usize {
         self.numbers[&Self::key(retention)]
     }
 

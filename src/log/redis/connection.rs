@@ -5,6 +5,7 @@
 //! tailers' reads, and a pool for everybody's history. Invariant: a command is attempted once and fails at
 //! once while the connection is down, so that nothing queues up unseen and no append runs twice.
 
+use std::fmt;
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
@@ -35,7 +36,7 @@ pub(super) enum Effect {
 }
 
 /// Where to and as whom.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Endpoint {
     /// `redis://host:port/database`; may carry user and password.
     pub url: String,
@@ -43,6 +44,13 @@ pub struct Endpoint {
     pub username: Option<String>,
     /// Overrides the URL's.
     pub password: Option<String>,
+}
+
+/// Shows nothing, because the URL may hold a password, too.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").finish_non_exhaustive()
+    }
 }
 
 /// The connections of one node.
