@@ -1,35 +1,30 @@
 //! The command line as a script uses it: what goes in, what comes out, and the exit code.
 
-use std::io::Write as _;
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 use crate::support::broker::command;
 use crate::support::redis::free_port;
-use crate::support::{Broker, Store, Subscribe};
+use crate::support::{Broker, Store, Subscribe, within};
 
 /// Runs the binary to its end with this on standard input.
-fn run_with(args: &[&str], url: &str, input: &str) -> Output {
-    let mut command = command(args);
+async fn run_at(url: &str, args: &[&str], input: &str) -> Output {
+    let mut command = Command::from(command(args));
     command.env("HEADWATER_URL", url).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the binary starts");
+    let mut child = command.kill_on_drop(true).spawn().expect("the binary starts");
     let mut stdin = child.stdin.take().expect("stdin is piped");
     // A command that does not read its input may have ended before it is written.
-    let _ = stdin.write_all(input.as_bytes());
+    let _ = stdin.write_all(input.as_bytes()).await;
     drop(stdin);
-    child.wait_with_output().expect("the binary can be waited for")
+    within("the command ends", child.wait_with_output()).await.expect("the binary can be waited for")
 }
 
-/// Runs it on a thread that may block.
+/// Runs a command against this broker.
 async fn run(broker: &Broker, args: &[&str], input: &str) -> Output {
-    let (args, url, input): (Vec<String>, _, _) =
-        (args.iter().map(ToString::to_string).collect(), broker.url(), input.to_owned());
-    let running = tokio::task::spawn_blocking(move || {
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        run_with(&args, &url, &input)
-    });
-    crate::support::within("the command ends", running).await.expect("the command runs")
+    run_at(&broker.url(), args, input).await
 }
 
 /// What it printed, after it ended well.
@@ -109,17 +104,17 @@ both_stores!(
     tables_are_json_for_scripts,
 );
 
-#[test]
-fn an_id_is_translated_either_way() {
-    let ulid = printed(&run_with(&["id", "1526919030474-55"], "", ""));
+#[tokio::test]
+async fn an_id_is_translated_either_way() {
+    let ulid = printed(&run_at("", &["id", "1526919030474-55"], "").await);
     let id = ulid.split(|c: char| !c.is_ascii_alphanumeric()).find(|word| word.len() == 26);
     let id = id.unwrap_or_else(|| panic!("a ULID in {ulid}"));
-    assert!(printed(&run_with(&["id", id], "", "")).contains("1526919030474-55"));
-    assert_eq!(run_with(&["id", "neither"], "", "").status.code(), Some(64));
+    assert!(printed(&run_at("", &["id", id], "").await).contains("1526919030474-55"));
+    assert_eq!(run_at("", &["id", "neither"], "").await.status.code(), Some(64));
 }
 
-#[test]
-fn a_configuration_is_checked_and_shown_without_its_secrets() {
+#[tokio::test]
+async fn a_configuration_is_checked_and_shown_without_its_secrets() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
@@ -128,12 +123,12 @@ fn a_configuration_is_checked_and_shown_without_its_secrets() {
     };
     let secret = "a-secret-that-nobody-may-see-0123456789";
     let good = file("good.toml", &format!("[sse]\nretry = \"7s\"\n[auth.jwt]\nsecret = \"{secret}\"\n"));
-    let shown = printed(&run_with(&["check", "--config", &good], "", ""));
+    let shown = printed(&run_at("", &["check", "--config", &good], "").await);
     assert!(shown.contains("retry") && shown.contains("7s"), "{shown}");
     assert!(!shown.contains(secret), "the secret is redacted");
 
     let bad = file("bad.toml", "[sse]\nretries = \"7s\"\n");
-    let refused = run_with(&["check", "--config", &bad], "", "");
+    let refused = run_at("", &["check", "--config", &bad], "").await;
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     let why = said(&refused);
     assert!(why.contains("retries") && why.contains("bad.toml"), "it names key and source: {why}");
@@ -150,16 +145,16 @@ fn a_configuration_is_checked_and_shown_without_its_secrets() {
     );
 }
 
-#[test]
-fn usage_errors_and_absent_services_have_exit_codes_of_their_own() {
+#[tokio::test]
+async fn usage_errors_and_absent_services_have_exit_codes_of_their_own() {
     let gone = format!("http://127.0.0.1:{}", free_port());
-    assert_eq!(run_with(&["publish", "a", "x"], &gone, "").status.code(), Some(69));
-    assert_eq!(run_with(&["channels"], &gone, "").status.code(), Some(69));
-    assert_eq!(run_with(&["no-such-command"], &gone, "").status.code(), Some(64));
-    assert_eq!(run_with(&["publish"], &gone, "").status.code(), Some(64));
-    assert_eq!(run_with(&["--help"], &gone, "").status.code(), Some(0));
-    assert_eq!(run_with(&["--version"], &gone, "").status.code(), Some(0));
-    let open = run_with(&["serve", "--listen", "0.0.0.0:0"], &gone, "");
+    assert_eq!(run_at(&gone, &["publish", "a", "x"], "").await.status.code(), Some(69));
+    assert_eq!(run_at(&gone, &["channels"], "").await.status.code(), Some(69));
+    assert_eq!(run_at(&gone, &["no-such-command"], "").await.status.code(), Some(64));
+    assert_eq!(run_at(&gone, &["publish"], "").await.status.code(), Some(64));
+    assert_eq!(run_at(&gone, &["--help"], "").await.status.code(), Some(0));
+    assert_eq!(run_at(&gone, &["--version"], "").await.status.code(), Some(0));
+    let open = run_at(&gone, &["serve", "--listen", "0.0.0.0:0"], "").await;
     assert_eq!(open.status.code(), Some(64), "{open:?}");
     assert!(said(&open).contains("auth.open"), "it names the setting: {open:?}");
 }

@@ -230,7 +230,7 @@ async fn a_batch_is_published_in_order_or_not_at_all(store: Store) {
 }
 
 async fn lines_are_published_until_the_first_bad_one_and_can_be_sent_again(store: Store) {
-    let broker = Broker::start(store).await;
+    let broker = Broker::on(store).await.set("retention.max_length", "10000").start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
     let line =
         |n: usize| json!({ "channel": "a", "data": n, "idempotency_key": format!("k{n}") }).to_string();

@@ -29,7 +29,7 @@ async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memor
         stuck.push(Subscribe::to(&["a"]).receive_buffer(16 * 1024).connect(broker.addr).await);
     }
     let mut brisk = Subscribe::to(&["a"]).connect(broker.addr).await;
-    broker.http.publish_all("warm up", &[numbered(0)]).await;
+    broker.http.publish_all("warm-up", &[numbered(0)]).await;
     let before = broker.rss_bytes();
     let mut peak = 0;
     for batch in 0..BATCHES {
