@@ -233,6 +233,19 @@ impl SseReader {
         tokio::time::timeout(patience, self.next_unhurried()).await.ok().flatten()
     }
 
+    /// The next event but heartbeats, which do not prolong the wait; `None` at the end of the stream.
+    async fn next_news(&mut self) -> Option<Event> {
+        let news = async {
+            loop {
+                match self.next_unhurried().await {
+                    Some(event) if event.kind == "heartbeat" => {}
+                    other => return other,
+                }
+            }
+        };
+        within("the next event", news).await
+    }
+
     async fn next_unhurried(&mut self) -> Option<Event> {
         while self.ready.is_empty() && self.fill().await {}
         self.ready.pop_front()
@@ -243,8 +256,7 @@ impl SseReader {
         let mut events = Vec::with_capacity(count);
         while events.len() < count {
             let seen = events.len();
-            match self.next().await {
-                Some(event) if event.kind == "heartbeat" => {}
+            match self.next_news().await {
                 Some(event) if event.is_control() => panic!("event {seen} of {count} is {event:?}"),
                 Some(event) => events.push(event),
                 None => panic!("the stream ended after {seen} of {count} events"),
@@ -265,12 +277,9 @@ impl SseReader {
 
     /// The next event but heartbeats, which must be of this control type.
     pub(crate) async fn next_control(&mut self, kind: &str) -> Event {
-        loop {
-            match self.next().await {
-                Some(event) if event.kind == kind => return event,
-                Some(event) if event.kind == "heartbeat" => {}
-                other => panic!("expected {kind}, got {other:?}"),
-            }
+        match self.next_news().await {
+            Some(event) if event.kind == kind => event,
+            other => panic!("expected {kind}, got {other:?}"),
         }
     }
 
@@ -281,9 +290,8 @@ impl SseReader {
 
     /// The stream ends here: nothing but heartbeats may come before.
     pub(crate) async fn end(&mut self) {
-        while let Some(event) = self.next().await {
-            assert_eq!(event.kind, "heartbeat", "the stream goes on with {event:?}");
-        }
+        let news = self.next_news().await;
+        assert_eq!(news, None, "the stream goes on");
     }
 
     /// Everything that is left of the body, as text.
