@@ -11,6 +11,10 @@
 //! - [`Log::follow`] names every appended event in id order, or says that it cannot ([`Followed`]).
 
 pub mod bounds;
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod embedded;
+pub mod redis;
 pub mod retention;
 
 use std::time::Duration;
@@ -60,14 +64,14 @@ pub trait Log: Send + Sync + 'static {
     async fn reset(&self, partition: Partition, watermark: StreamId) -> Result<Tail, LogError>;
 
     /// Removes a channel's events. Its followers, and cursors from before, are told ([`RefKind::Purged`]).
-    async fn purge(&self, channel: &Channel) -> Result<(), LogError>;
+    async fn purge(&self, channel: &Channel, retention: &Retention) -> Result<(), LogError>;
 
     /// Publishes entries anew that another program wrote past the broker, and removes the originals.
     /// Answers how many; 0 when called again.
     async fn adopt(&self, channel: &Channel, retention: &Retention) -> Result<u64, LogError>;
 
     /// What is known of a channel; `None` when it holds nothing.
-    async fn info(&self, channel: &Channel) -> Result<Option<ChannelInfo>, LogError>;
+    async fn info(&self, channel: &Channel, retention: &Retention) -> Result<Option<ChannelInfo>, LogError>;
 
     /// A page of the channels that hold events and whose name starts with `prefix`, in no particular order.
     async fn channels(&self, query: &ListQuery) -> Result<ChannelList, LogError>;
@@ -278,6 +282,9 @@ pub enum LogError {
     /// The store holds something that contradicts the layout.
     #[error("the log is damaged: {0}")]
     Damaged(String),
+    /// The cursor of a listing is none that this store gave.
+    #[error("the cursor of the listing is not one that was answered before")]
+    BadCursor,
 }
 
 /// What is known about the effect of a failed append.
@@ -294,12 +301,14 @@ impl LogError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Unknown(_) => Outcome::Unknown,
-            Self::Unavailable(_) | Self::Refused(_) | Self::Damaged(_) => Outcome::NotPublished,
+            Self::Unavailable(_) | Self::Refused(_) | Self::Damaged(_) | Self::BadCursor => {
+                Outcome::NotPublished
+            }
         }
     }
 
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Damaged(_))
+        !matches!(self, Self::Damaged(_) | Self::BadCursor)
     }
 }

@@ -1,2 +1,23 @@
-//! The `headwater` binary.
-fn main() {}
+//! The `headwater` binary: parse, build, run, exit code.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let command = match cli::parse(std::env::args_os()) {
+        Ok(command) => command,
+        Err(refusal) => return refusal.report(),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return cli::Failure::internal(e).report(),
+    };
+    let result = runtime.block_on(cli::run(command));
+    // A read from a terminal cannot be cancelled; dropping the runtime would wait for it.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,213 @@
+-- What both libraries of layout 1 share: ids, the feed, markers and the append of one event.
+--
+-- Everything of a partition shares one hash tag, so that one function may touch all of it in a cluster. The
+-- only declared key is the feed, `<prefix>:{<partition>}:feed`; the others follow from it.
+--
+-- Ids are compared as decimal text: a sequence number exceeds what a Lua number holds exactly (2^53), a
+-- millisecond timestamp does not.
+
+local DAY_MS = 86400000
+local FEED_AGE_MS = 60000        -- refs younger than this stay
+local FEED_LENGTH_MIN = 100000   -- and so do this many, however old
+local FEED_TRIM_SLACK = 1000     -- refs above the minimum before trimming is tried
+local FEED_LENGTH_MAX = 5000000  -- the cap, however young
+
+local function digits_after(a, b)
+  if #a ~= #b then
+    return #a > #b
+  end
+  return a > b
+end
+
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return ms, seq
+end
+
+-- Whether id `a` comes after id `b`.
+local function after(a, b)
+  local a_ms, a_seq = split(a)
+  local b_ms, b_seq = split(b)
+  if a_ms == b_ms then
+    return digits_after(a_seq, b_seq)
+  end
+  return digits_after(a_ms, b_ms)
+end
+
+local function integer(number)
+  return string.format('%.0f', number)
+end
+
+-- The first id of the millisecond after `id`; no arithmetic on sequence numbers.
+local function above(id)
+  local ms = split(id)
+  return integer(tonumber(ms) + 1) .. '-*'
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- 'hw:{0}:feed' -> 'hw:{0}:'
+local function base_of(feed)
+  return string.sub(feed, 1, -5)
+end
+
+local function feed_first(feed)
+  local entry = redis.call('XRANGE', feed, '-', '+', 'COUNT', 1)[1]
+  return entry and entry[1]
+end
+
+local function feed_last(feed)
+  local entry = redis.call('XREVRANGE', feed, '+', '-', 'COUNT', 1)[1]
+  return entry and entry[1]
+end
+
+-- Appends a marker ref above `floor` and answers its id.
+local function mark(feed, floor, ...)
+  local id = redis.call('XADD', feed, '*', 'mark', ...)
+  if not after(id, floor) then
+    redis.call('XDEL', feed, id)
+    id = redis.call('XADD', feed, above(floor), 'mark', ...)
+  end
+  return id
+end
+
+-- Begins the partition's history anew and answers the epoch.
+local function begin(feed, base, floor)
+  local epoch = mark(feed, floor, 'epoch')
+  redis.call('HSET', base .. 'state', 'epoch', epoch)
+  return epoch
+end
+
+-- Whether history up to `floor`, which a node has seen, is missing here and no epoch says so yet.
+local function rolled_back(feed, base, floor)
+  if floor == '0-0' or #redis.call('XRANGE', feed, floor, floor, 'COUNT', 1) > 0 then
+    return false
+  end
+  local first = feed_first(feed)
+  if first and after(first, floor) then
+    return false -- trimmed, not lost
+  end
+  local epoch = redis.call('HGET', base .. 'state', 'epoch')
+  return not (epoch and after(epoch, floor))
+end
+
+local function stream_info(key)
+  local reply = redis.pcall('XINFO', 'STREAM', key)
+  if reply.err then
+    return nil, reply.err
+  end
+  local info = {}
+  for i = 1, #reply, 2 do
+    info[reply[i]] = reply[i + 1]
+  end
+  return info
+end
+
+local function poisoned(last_id)
+  local ms = split(last_id)
+  return tonumber(ms) > now_ms() + DAY_MS
+end
+
+-- Appends one event: ref first, then the event under the ref's id. Answers the id, or nil, a code and a
+-- detail after taking the ref back. Asking the channel before every append would halve the rate.
+local function append(feed, base, event)
+  local key = base .. 'ch:' .. event.channel
+  local bytes = #event.kind + #event.data
+  local id = redis.call('XADD', feed, '*', 'ch', event.channel, 'n', bytes)
+  local command = { 'XADD', key }
+  if event.length_max then
+    command[3], command[4], command[5] = 'MAXLEN', '~', event.length_max
+  end
+  local at = #command + 1
+  command[at] = id
+  command[at + 1], command[at + 2] = 'v', event.format
+  command[at + 3], command[at + 4] = 'type', event.kind
+  command[at + 5], command[at + 6] = 'data', event.data
+  if event.retry and event.retry ~= '' then
+    command[#command + 1], command[#command + 2] = 'retry', event.retry
+  end
+  if event.skip and event.skip ~= '' then
+    command[#command + 1], command[#command + 2] = 'skip', event.skip
+  end
+  local reply = redis.pcall(unpack(command))
+  if not reply.err then
+    return id
+  end
+  redis.call('XDEL', feed, id)
+  local info = stream_info(key)
+  if not info then
+    return nil, 'wrong_type', reply.err
+  end
+  local last = info['last-generated-id']
+  if after(id, last) then
+    return nil, 'failed', reply.err
+  end
+  if poisoned(last) then
+    return nil, 'poisoned', last
+  end
+  id = redis.call('XADD', feed, above(last), 'ch', event.channel, 'n', bytes)
+  command[at] = id
+  redis.call(unpack(command))
+  return id
+end
+
+-- After the last append to a channel in one call: age trim, expiry, listing. The key outlives its newest
+-- event's maximum age by a tenth, so that the expiry need not be renewed on every call; readers leave out
+-- what is older.
+local function settle(base, channel, id, age_max)
+  local key = base .. 'ch:' .. channel
+  local ttl = redis.call('PTTL', key)
+  if age_max then
+    local ms = split(id)
+    if tonumber(ms) > age_max then
+      redis.call('XTRIM', key, 'MINID', '=', integer(tonumber(ms) - age_max))
+    end
+    if ttl < age_max then
+      redis.call('PEXPIRE', key, integer(math.ceil(age_max * 1.1)))
+    end
+  elseif ttl >= 0 then
+    redis.call('PERSIST', key)
+  end
+  if ttl == -1 then
+    redis.call('SADD', base .. 'channels', channel)
+  end
+end
+
+-- Whole nodes of refs that are old and above the minimum go; LIMIT keeps the minimum.
+local function trim_feed(feed, length, newest)
+  if length > FEED_LENGTH_MAX then
+    redis.call('XTRIM', feed, 'MAXLEN', '~', FEED_LENGTH_MAX)
+  elseif length > FEED_LENGTH_MIN + FEED_TRIM_SLACK then
+    local ms = split(newest)
+    local oldest = integer(tonumber(ms) - FEED_AGE_MS)
+    redis.call('XTRIM', feed, 'MINID', '~', oldest, 'LIMIT', length - FEED_LENGTH_MIN)
+  end
+end
+
+-- The key that remembers an idempotency key: the length keeps 'a:b'+'c' and 'a'+'b:c' apart.
+local function idempotency_key(base, channel, key)
+  return base .. 'idem:' .. #channel .. ':' .. channel .. ':' .. key
+end
+
+-- What other programs hand in as data: a JSON object or array stays one, everything else is text.
+local function format_of(data)
+  if string.find(data, '^%s*[{%[]') and pcall(cjson.decode, data) then
+    return '1j'
+  end
+  return '1'
+end
+
+-- Why a text cannot be an event type; nil when it can.
+local function invalid_kind(kind)
+  if kind == '' or #kind > 200 then
+    return 'an event type has 1 to 200 bytes'
+  elseif string.find(kind, '%c') or string.find(kind, '\194[\128-\159]') then
+    return 'an event type contains no control characters'
+  elseif kind == 'connected' or kind == 'gap' or kind == 'heartbeat' or kind == 'closing' then
+    return 'the server sends events of type ' .. kind .. ' itself'
+  end
+  return nil
+end

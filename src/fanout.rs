@@ -1,0 +1,321 @@
+//! Fan-out: what a node holds in memory between the tailer and its sessions.
+//!
+//! A topic's ring is a shared log, not a queue per subscriber: a session keeps positions and asks its topics
+//! for what follows. Invariants: `looked` and the set of topics change under one lock, so a topic that starts
+//! at `looked` misses no ref; a ring is filled before the watermark moves, and sessions load the watermark
+//! before they read rings, so what they see up to it is whole.
+
+pub mod filter;
+pub mod frame;
+pub mod mailbox;
+pub mod pages;
+pub mod ring;
+pub mod topic;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+pub use self::filter::{Filter, Filters};
+pub use self::mailbox::Mailbox;
+pub use self::pages::Pages;
+pub use self::ring::RingLimits;
+pub use self::topic::Topic;
+use crate::channel::Channel;
+use crate::event::Event;
+use crate::fanout::frame::Frame;
+use crate::id::{Partition, StreamId};
+use crate::log::retention::RetentionRules;
+use crate::log::{Log, Ref, RefKind, Tail, Want};
+use crate::sse::ClosingReason;
+
+/// Topics, rings, pages, filters and sessions of a node.
+pub struct Hub {
+    partitions: Box<[PartitionHub]>,
+    retention: RetentionRules,
+    ring_limits: RingLimits,
+    /// History for sessions that are behind their rings.
+    pub pages: Arc<Pages>,
+    /// Filters in use.
+    pub filters: Filters,
+    sessions: Mutex<Slab<Arc<Mailbox>>>,
+}
+
+/// Memory that a hub may use.
+#[derive(Clone, Copy, Debug)]
+pub struct FanoutOptions {
+    /// Bounds of each ring.
+    pub ring: RingLimits,
+    /// Bytes for pages under way and kept.
+    pub page_bytes_max: usize,
+}
+
+struct PartitionHub {
+    topics: Mutex<Topics>,
+    marks: Mutex<Marks>,
+}
+
+#[derive(Default)]
+struct Topics {
+    by_channel: HashMap<Channel, Arc<Topic>>,
+    looked: StreamId,
+}
+
+/// Positions of a partition that sessions compare their own with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Marks {
+    /// Everything up to here has been released to the rings.
+    pub watermark: StreamId,
+    /// The id at which history last began, as far as this node knows.
+    pub epoch: StreamId,
+    /// The highest id this node has seen, in the feed or as a receipt.
+    pub seen: StreamId,
+}
+
+/// A topic that a session listens to.
+pub struct Joined {
+    /// The topic.
+    pub topic: Arc<Topic>,
+    /// Names the listener within the topic.
+    pub key: usize,
+}
+
+/// What a batch of refs means for this node: made by [`Hub::look`], used up by [`Hub::release`].
+pub struct Look {
+    partition: Partition,
+    last: StreamId,
+    dirty: Vec<Dirty>,
+    purged: Vec<(Arc<Topic>, StreamId)>,
+    epoch: Option<StreamId>,
+}
+
+struct Dirty {
+    topic: Arc<Topic>,
+    ids: Vec<StreamId>,
+    bytes: u64,
+}
+
+impl Hub {
+    /// A hub that begins at the given tails, one per partition in order.
+    pub fn new(
+        log: Arc<dyn Log>,
+        tails: &[Tail],
+        retention: RetentionRules,
+        options: FanoutOptions,
+    ) -> Arc<Self> {
+        let partition = |tail: &Tail| PartitionHub {
+            topics: Mutex::new(Topics { looked: tail.last, ..Topics::default() }),
+            marks: Mutex::new(Marks { watermark: tail.last, epoch: tail.epoch, seen: tail.last }),
+        };
+        Arc::new(Self {
+            partitions: tails.iter().map(partition).collect(),
+            retention,
+            ring_limits: options.ring,
+            pages: Pages::new(log, options.page_bytes_max),
+            filters: Filters::default(),
+            sessions: Mutex::default(),
+        })
+    }
+
+    /// Number of partitions.
+    pub fn partitions(&self) -> u16 {
+        u16::try_from(self.partitions.len()).expect("a partition number has 16 bits")
+    }
+
+    /// The partition's positions at this moment.
+    pub fn marks(&self, partition: Partition) -> Marks {
+        *self.hub(partition).marks.lock()
+    }
+
+    /// Where a subscriber that asks for no history begins: after everything this node has seen.
+    pub fn latest(&self, partition: Partition) -> StreamId {
+        let looked = self.hub(partition).topics.lock().looked;
+        looked.max(self.marks(partition).seen)
+    }
+
+    /// This node was given a receipt.
+    pub fn saw(&self, partition: Partition, id: StreamId) {
+        let mut marks = self.hub(partition).marks.lock();
+        marks.seen = marks.seen.max(id);
+    }
+
+    /// Makes a session a listener of `channel`.
+    pub fn join(&self, channel: &Channel, mailbox: &Arc<Mailbox>) -> Joined {
+        let partition = channel.partition(self.partitions());
+        let mut topics = self.hub(partition).topics.lock();
+        let looked = topics.looked;
+        let topic = topics.by_channel.entry(channel.clone()).or_insert_with(|| {
+            Arc::new(Topic::new(channel.clone(), partition, self.retention.of(channel), looked))
+        });
+        Joined { topic: Arc::clone(topic), key: topic.listen(Arc::clone(mailbox)) }
+    }
+
+    /// Ends what [`Hub::join`] began; the last listener takes the topic along.
+    pub fn leave(&self, joined: &Joined) {
+        let mut topics = self.hub(joined.topic.partition()).topics.lock();
+        if joined.topic.leave(joined.key) {
+            topics.by_channel.remove(joined.topic.channel());
+        }
+    }
+
+    /// Sessions of this node that listen to `channel`.
+    pub fn listeners(&self, channel: &Channel) -> usize {
+        let partition = channel.partition(self.partitions());
+        let topics = self.hub(partition).topics.lock();
+        topics.by_channel.get(channel).map_or(0, |topic| topic.listeners())
+    }
+
+    /// Topics of this node.
+    pub fn topics(&self) -> usize {
+        self.partitions.iter().map(|hub| hub.topics.lock().by_channel.len()).sum()
+    }
+
+    /// Notes a session, so that it can be told to close; answers a key for [`Hub::forget`].
+    pub fn admit(&self, mailbox: Arc<Mailbox>) -> usize {
+        self.sessions.lock().insert(mailbox)
+    }
+
+    /// The session has ended.
+    pub fn forget(&self, key: usize) {
+        self.sessions.lock().remove(key);
+    }
+
+    /// Open sessions.
+    pub fn sessions(&self) -> usize {
+        self.sessions.lock().len()
+    }
+
+    /// Tells up to `count` sessions to close; answers how many were left to tell.
+    pub fn close_some(&self, count: usize, reason: ClosingReason) -> usize {
+        let sessions = self.sessions.lock();
+        let mut open = sessions.iter().filter(|(_, mailbox)| mailbox.closing().is_none());
+        open.by_ref().take(count).for_each(|(_, mailbox)| mailbox.close(reason));
+        open.count()
+    }
+
+    fn hub(&self, partition: Partition) -> &PartitionHub {
+        &self.partitions[usize::from(partition.0)]
+    }
+}
+
+/// The tailer's side.
+impl Hub {
+    /// Notes how far the feed was read and which topics have something to read. Refs must not be empty.
+    pub fn look(&self, partition: Partition, refs: &[Ref]) -> Look {
+        let last = refs.last().expect("a look needs refs").id;
+        let mut look = Look { partition, last, dirty: Vec::new(), purged: Vec::new(), epoch: None };
+        let mut dirty: BTreeMap<&Channel, (Vec<StreamId>, u64)> = BTreeMap::new();
+        let mut topics = self.hub(partition).topics.lock();
+        assert!(last > topics.looked, "the feed is read forward");
+        topics.looked = last;
+        for r in refs {
+            match &r.kind {
+                RefKind::Event(channel, bytes) if topics.by_channel.contains_key(channel) => {
+                    let (ids, sum) = dirty.entry(channel).or_default();
+                    ids.push(r.id);
+                    *sum += bytes;
+                }
+                RefKind::Purged(channel) => {
+                    look.purged.extend(topics.by_channel.get(channel).map(|topic| (Arc::clone(topic), r.id)));
+                }
+                RefKind::Epoch => look.epoch = Some(r.id),
+                RefKind::Event(..) | RefKind::Foreign => {}
+            }
+        }
+        look.dirty = dirty
+            .into_iter()
+            .map(|(channel, (ids, bytes))| Dirty {
+                topic: Arc::clone(&topics.by_channel[channel]),
+                ids,
+                bytes,
+            })
+            .collect();
+        look
+    }
+
+    /// Gives the topics what was read for them, in the order of [`Look::wants`], moves the watermark and
+    /// wakes the sessions.
+    pub fn release(&self, look: Look, events: Vec<Vec<Event>>) {
+        assert_eq!(events.len(), look.dirty.len(), "one answer per want");
+        for (dirty, events) in look.dirty.iter().zip(events) {
+            let lost = dirty.newest_lost(&events);
+            let frames = events.into_iter().map(|event| Arc::new(Frame::new(event, look.partition)));
+            dirty.topic.push(frames, lost, self.ring_limits);
+        }
+        for (topic, marker) in &look.purged {
+            topic.purge(*marker);
+        }
+        {
+            let mut marks = self.hub(look.partition).marks.lock();
+            marks.watermark = look.last;
+            marks.seen = marks.seen.max(look.last);
+            marks.epoch = look.epoch.unwrap_or(marks.epoch);
+        }
+        let purged = look.purged.iter().map(|(topic, _)| topic);
+        look.dirty.iter().map(|dirty| &dirty.topic).chain(purged).for_each(|topic| topic.wake());
+        if look.epoch.is_some() {
+            self.wake_partition(look.partition);
+        }
+    }
+
+    /// Refs up to `last` were trimmed unread: every topic begins anew there, and its sessions turn to the log.
+    pub fn jump(&self, partition: Partition, last: StreamId) {
+        self.restart(partition, Tail { last, epoch: self.marks(partition).epoch });
+    }
+
+    /// History was lost: topics begin anew at the partition's new tail.
+    pub fn reset(&self, partition: Partition, tail: Tail) {
+        self.restart(partition, tail);
+    }
+
+    fn restart(&self, partition: Partition, tail: Tail) {
+        let hub = self.hub(partition);
+        let mut topics = hub.topics.lock();
+        topics.looked = topics.looked.max(tail.last);
+        for topic in topics.by_channel.values() {
+            topic.restart_after(tail.last);
+        }
+        {
+            let mut marks = hub.marks.lock();
+            marks.watermark = marks.watermark.max(tail.last);
+            marks.seen = marks.seen.max(tail.last);
+            marks.epoch = marks.epoch.max(tail.epoch);
+        }
+        drop(topics);
+        self.wake_partition(partition);
+    }
+
+    fn wake_partition(&self, partition: Partition) {
+        for topic in self.hub(partition).topics.lock().by_channel.values() {
+            topic.wake();
+        }
+    }
+}
+
+impl Look {
+    /// What to read from the log, in the order in which [`Hub::release`] expects the answers.
+    pub fn wants(&self) -> Vec<Want> {
+        self.dirty.iter().map(Dirty::want).collect()
+    }
+}
+
+impl Dirty {
+    fn want(&self) -> Want {
+        let (first, last) = (self.ids.first(), self.ids.last());
+        Want {
+            channel: self.topic.channel().clone(),
+            after: first.expect("a dirty topic has refs").before(),
+            through: *last.expect("a dirty topic has refs"),
+            refs: self.ids.len(),
+            bytes: self.bytes,
+        }
+    }
+
+    /// The newest announced event that retention had removed before it could be read.
+    fn newest_lost(&self, events: &[Event]) -> Option<StreamId> {
+        let is_there = |id: &StreamId| events.binary_search_by_key(id, |event| event.id).is_ok();
+        self.ids.iter().rev().find(|id| !is_there(id)).copied()
+    }
+}

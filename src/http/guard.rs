@@ -1,0 +1,98 @@
+//! Protection of an open broker: only programs and pages of this machine get through.
+//!
+//! A page on another origin could reach a loopback port by a name of its own that resolves to 127.0.0.1 (DNS
+//! rebinding), and any page may send simple requests anywhere. So `Host` must be a loopback name, and
+//! `Origin`, where a browser sends one, loopback or listed. Health checks are excepted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header;
+
+use super::problem::{Code, Problem};
+use crate::config::cors::AllowedOrigins;
+
+/// Who may use an open broker beside this machine's own pages.
+pub(super) type Allowed = Arc<AllowedOrigins>;
+
+/// Refuses requests that a page of somebody else may have caused.
+pub(super) async fn loopback_only(State(allowed): State<Allowed>, request: Request, next: Next) -> Response {
+    match check(&allowed, &request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
+    if matches!(request.uri().path(), "/healthz" | "/readyz") {
+        return Ok(());
+    }
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = header(header::HOST).or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
+    if let Some(host) = host
+        && !is_loopback(host)
+    {
+        return Err(Problem::new(
+            Code::ForbiddenHost,
+            format!(
+                "Host is {host:?}; without access control the broker answers to localhost, 127.0.0.1 and [::1] only"
+            ),
+        ));
+    }
+    if let Some(origin) = header(header::ORIGIN)
+        && !allowed.allows(origin)
+        && !origin.split_once("://").is_some_and(|(_, authority)| is_loopback(authority))
+    {
+        return Err(Problem::new(
+            Code::ForbiddenOrigin,
+            format!("Origin is {origin:?}; add it to cors.allowed_origins if its pages may use this broker"),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `host[:port]` names this machine's loopback interface.
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_loopback_interface_pass() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1",
+            "127.9.9.9:1",
+            "[::1]:8080",
+            "app.localhost",
+            "localhost.",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "example.com",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "192.168.0.1",
+            "[::2]",
+            "0.0.0.0",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Looking and managing: history, channels, purging, adopting, health.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::problem::{Code, Problem};
+use super::query::Query;
+use super::{App, json_response};
+use crate::channel::Channel;
+use crate::event::Event;
+use crate::id::{EventId, Partition, StreamId};
+use crate::log::{ListQuery, LogError, ReadQuery};
+use crate::sse;
+
+const HISTORY_LIMIT_MAX: u32 = 1_000;
+const HISTORY_LIMIT_DEFAULT: u32 = 100;
+/// Bytes of one page of history.
+const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const LIST_LIMIT_MAX: u32 = 1_000;
+const LIST_LIMIT_DEFAULT: u32 = 100;
+
+/// `GET /channels/{channel}/events`.
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    Path(channel): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let channel = Channel::parse(&channel)?;
+    let partition = channel.partition(app.hub.partitions());
+    let query = Query::parse(query.as_deref());
+    let ascending = match query.first("order") {
+        None | Some("asc") => true,
+        Some("desc") => false,
+        Some(other) => return Err(Problem::query("order", format!("expected asc or desc, not {other:?}"))),
+    };
+    let limit = query.number("limit", 1..=HISTORY_LIMIT_MAX)?.unwrap_or(HISTORY_LIMIT_DEFAULT);
+    let read = ReadQuery {
+        after: position(&app, &query, "after", partition)?.unwrap_or(StreamId::ZERO),
+        before: position(&app, &query, "before", partition)?.unwrap_or(StreamId::MAX),
+        ascending,
+        count_max: limit as usize,
+        bytes_max: HISTORY_BYTES_MAX,
+        max_age: app.options.retention.of(&channel).max_age,
+    };
+    let page = app.log.read(&channel, &read).await?;
+    let next = page.events.last().filter(|_| !page.exhausted).map(|event| event.id.at(partition).to_string());
+    let events: Vec<Value> = page.events.iter().map(|event| describe(event, &channel, partition)).collect();
+    Ok(json_response(StatusCode::OK, &json!({"events": events, "next": next})))
+}
+
+fn position(app: &App, query: &Query, name: &str, partition: Partition) -> Result<Option<StreamId>, Problem> {
+    let Some(text) = query.first(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    if app.hub.partitions() == 1
+        && let Ok(id) = text.parse::<StreamId>()
+    {
+        return Ok(Some(id));
+    }
+    let id: EventId = text.parse().map_err(|error| Problem::query(name, error))?;
+    if id.partition() != partition {
+        return Err(Problem::query(name, format!("{id} is no id of this channel's partition")));
+    }
+    Ok(Some(id.stream_id()))
+}
+
+fn describe(event: &Event, channel: &Channel, partition: Partition) -> Value {
+    json!({
+        "id": event.id.at(partition).to_string(),
+        "stream_id": event.id.to_string(),
+        "channel": sse::public_name(channel),
+        "event": event.draft.kind.as_str(),
+        "data": event.draft.data.to_json(),
+        "timestamp": sse::timestamp(event.id.ms()),
+    })
+}
+
+/// `GET /channels`.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::parse(query.as_deref());
+    let limit = query.number("limit", 1..=LIST_LIMIT_MAX)?.unwrap_or(LIST_LIMIT_DEFAULT);
+    let list = app
+        .log
+        .channels(&ListQuery {
+            prefix: query.first("prefix").unwrap_or_default().to_owned(),
+            cursor: query.first("cursor").filter(|cursor| !cursor.is_empty()).map(str::to_owned),
+            limit: limit as usize,
+        })
+        .await?;
+    let mut channels = Vec::with_capacity(list.channels.len());
+    for channel in list.channels.iter().filter(|channel| !channel.as_str().starts_with('$')) {
+        // A channel may expire while it is listed.
+        channels.extend(inspect(&app, channel).await?);
+    }
+    Ok(json_response(StatusCode::OK, &json!({"channels": channels, "next": list.next})))
+}
+
+/// `GET /channels/{channel}`.
+pub(super) async fn info(
+    State(app): State<Arc<App>>,
+    Path(channel): Path<String>,
+) -> Result<Response, Problem> {
+    let channel = Channel::parse(&channel)?;
+    match inspect(&app, &channel).await? {
+        Some(info) => Ok(json_response(StatusCode::OK, &info)),
+        None => Err(Problem::new(
+            Code::ChannelNotFound,
+            format!("channel {channel} holds no events and nobody listens to it"),
+        )),
+    }
+}
+
+/// What is known of a channel; `None` when it holds nothing and nobody listens.
+async fn inspect(app: &App, channel: &Channel) -> Result<Option<Value>, LogError> {
+    let partition = channel.partition(app.hub.partitions());
+    let found = app.log.info(channel, &app.options.retention.of(channel)).await?;
+    let subscribers = app.hub.listeners(channel);
+    if found.is_none() && subscribers == 0 {
+        return Ok(None);
+    }
+    let id = |id: Option<StreamId>| id.map(|id| id.at(partition).to_string());
+    let last = found.as_ref().map(|info| info.last);
+    let node = &*app.options.session.node;
+    Ok(Some(json!({
+        "channel": channel.as_str(),
+        "length": found.as_ref().map_or(0, |info| info.length),
+        "first_id": id(found.as_ref().map(|info| info.first)),
+        "last_id": id(last),
+        "last_activity": last.map(|last| sse::timestamp(last.ms())),
+        "partition": partition.0,
+        "redis_key": found.and_then(|info| info.key),
+        "subscribers": {"total": subscribers, "nodes": {node: subscribers}},
+    })))
+}
+
+/// `DELETE /channels/{channel}`.
+pub(super) async fn purge(
+    State(app): State<Arc<App>>,
+    Path(channel): Path<String>,
+) -> Result<Response, Problem> {
+    let channel = Channel::parse(&channel)?;
+    app.log.purge(&channel, &app.options.retention.of(&channel)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `POST /channels/{channel}/adopt`.
+pub(super) async fn adopt(
+    State(app): State<Arc<App>>,
+    Path(channel): Path<String>,
+) -> Result<Response, Problem> {
+    let channel = Channel::parse(&channel)?;
+    let adopted = app.log.adopt(&channel, &app.options.retention.of(&channel)).await?;
+    Ok(json_response(StatusCode::OK, &json!({"adopted": adopted})))
+}
+
+/// `GET /healthz`: the process runs and answers.
+pub(super) async fn healthz() -> Response {
+    json_response(StatusCode::OK, &json!({"status": "ok"}))
+}
+
+/// `GET /readyz`: whether a load balancer should send clients here. While the log itself is away every node is
+/// in the same state, and taking all of them out would help nobody; `?strict=1` tells it all the same.
+pub(super) async fn readyz(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let strict = Query::parse(query.as_deref()).switch("strict")?;
+    let not_ready = |reason: &str| {
+        json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "not_ready", "reason": reason}))
+    };
+    if app.scope.leaving().is_cancelled() {
+        return Ok(not_ready("draining"));
+    }
+    let answers = tokio::time::timeout(std::time::Duration::from_secs(1), app.log.ping()).await;
+    let log_answers = matches!(answers, Ok(Ok(())));
+    if log_answers && app.tailers_are_stuck() {
+        return Ok(not_ready("the tailer is stuck"));
+    }
+    if log_answers {
+        return Ok(json_response(StatusCode::OK, &json!({"status": "ready"})));
+    }
+    let name = app.options.log_name;
+    let status = if strict { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    Ok(json_response(status, &json!({"status": "degraded", "degraded": [name]})))
+}

@@ -1,0 +1,46 @@
+//! Query strings: repeated parameters, as they were sent.
+
+use super::problem::Problem;
+
+/// The parameters of a request in their order.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn parse(query: Option<&str>) -> Self {
+        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+    }
+
+    /// All values of a parameter.
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of a parameter; the first one where it is repeated.
+    pub(super) fn first(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn number(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<u32>,
+    ) -> Result<Option<u32>, Problem> {
+        let Some(text) = self.first(name) else { return Ok(None) };
+        let expected =
+            || format!("expected a whole number from {} to {}, not {text:?}", range.start(), range.end());
+        match text.parse::<u32>() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(Problem::query(name, expected())),
+        }
+    }
+
+    /// A switch: `1` or `true`, `0` or `false`.
+    pub(super) fn switch(&self, name: &str) -> Result<bool, Problem> {
+        match self.first(name) {
+            None | Some("0" | "false") => Ok(false),
+            Some("1" | "true") => Ok(true),
+            Some(other) => Err(Problem::query(name, format!("expected 1 or 0, not {other:?}"))),
+        }
+    }
+}

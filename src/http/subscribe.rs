@@ -1,0 +1,169 @@
+//! `GET /events` and `GET /cursor`: from a request to a session, or to a refusal that a browser survives.
+//!
+//! Invariant: a bad cursor is never an HTTP error, and a temporary refusal never a status for a client that
+//! asks for an event stream: EventSource would not come back (HTML, "Server-sent events", 9.2.3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, header};
+use serde_json::Value;
+use ulid::Ulid;
+
+use super::problem::{Code, Problem};
+use super::query::Query;
+use super::stream::{StreamBody, now};
+use super::{App, json_response};
+use crate::channel::Channel;
+use crate::clock;
+use crate::cursor::{Cursor, InvalidCursor, Start};
+use crate::fanout::Mailbox;
+use crate::session::{Session, Subscription};
+use crate::sse::{ClosingReason, encode_closing};
+
+const REWIND_MAX: u32 = 100;
+const METADATA_BYTES_MAX: usize = 1024;
+const USER_BYTES_MAX: usize = 200;
+/// Where a cursor may stand in the query, weakest last.
+const CURSOR_PARAMETERS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
+
+/// `GET /events`.
+pub(super) async fn subscribe(
+    State(app): State<Arc<App>>,
+    method: Method,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let query = Query::parse(query.as_deref());
+    let subscription = parse(&app, &headers, &query)?;
+    if let Some(reason) = app.refusal() {
+        return Ok(refuse(&headers, reason, app.options.session.retry));
+    }
+    if method == Method::HEAD {
+        return Ok(stream_head(axum::body::Body::empty()));
+    }
+    let session = Session::open(
+        Arc::clone(&app.hub),
+        Arc::clone(&app.options.session),
+        subscription,
+        Arc::new(Mailbox::default()),
+        now(),
+    );
+    let body = StreamBody::new(session, Arc::clone(&app.hub.pages));
+    Ok(stream_head(axum::body::Body::new(body)))
+}
+
+/// `GET /cursor`: a position to read before the page's state is loaded, and to subscribe from after.
+pub(super) async fn cursor(
+    State(app): State<Arc<App>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let channels = parse_channels(&app, &Query::parse(query.as_deref()))?;
+    let count = app.hub.partitions();
+    let mut partitions: Vec<_> = channels.iter().map(|channel| channel.partition(count)).collect();
+    partitions.sort_unstable();
+    partitions.dedup();
+    let first = partitions.first().copied().unwrap_or_default();
+    if partitions.is_empty() {
+        partitions.push(first);
+    }
+    let cursor = Cursor::new(partitions.into_iter().map(|p| (p, app.hub.latest(p))), first);
+    Ok(json_response(http::StatusCode::OK, &serde_json::json!({ "cursor": cursor.to_string() })))
+}
+
+fn parse(app: &App, headers: &HeaderMap, query: &Query) -> Result<Subscription, Problem> {
+    let channels = parse_channels(app, query)?;
+    let filter = match query.first("filters").filter(|text| !text.is_empty()) {
+        Some(json) => app.hub.filters.compile(json)?,
+        None => None,
+    };
+    check_metadata(query)?;
+    let user = query.first("user").filter(|user| !user.is_empty());
+    if user.is_some_and(|user| user.len() > USER_BYTES_MAX || user.chars().any(char::is_control)) {
+        let reason = format!("a user id has at most {USER_BYTES_MAX} bytes and no control characters");
+        return Err(Problem::query("user", reason));
+    }
+    let connection = Ulid::from_parts(clock::unix_ms(), rand::random());
+    Ok(Subscription {
+        connection: format!("{}.{connection}", app.options.session.node).into(),
+        channels,
+        start: parse_start(headers, query, app.hub.partitions())?,
+        filter,
+        envelope: query.switch("envelope")?,
+        user: user.map(Arc::from),
+    })
+}
+
+fn parse_channels(app: &App, query: &Query) -> Result<Vec<Channel>, Problem> {
+    let lists = query.all("channels").chain(query.all("channel"));
+    let mut channels = Vec::new();
+    for name in lists.flat_map(|list| list.split(',')).filter(|name| !name.is_empty()) {
+        let channel = Channel::parse(name)?;
+        if !channels.contains(&channel) {
+            channels.push(channel);
+        }
+        if channels.len() > app.options.channels_per_connection {
+            let max = app.options.channels_per_connection;
+            let detail =
+                format!("one connection has at most {max} channels (limits.channels_per_connection)");
+            return Err(Problem::new(Code::TooManyChannels, detail));
+        }
+    }
+    Ok(channels)
+}
+
+/// The header wins: on automatic reconnects a browser repeats the old URL with a fresh header.
+fn parse_start(
+    headers: &HeaderMap,
+    query: &Query,
+    partitions: u16,
+) -> Result<Result<Start, InvalidCursor>, Problem> {
+    let rewind = query.number("rewind", 0..=REWIND_MAX)?.filter(|count| *count > 0);
+    let from_header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
+    let from_query = || CURSOR_PARAMETERS.iter().find_map(|name| query.first(name));
+    let cursor = from_header.filter(|text| !text.is_empty()).or_else(from_query).unwrap_or_default();
+    Ok(match (cursor, rewind) {
+        ("", Some(count)) => Ok(Start::Rewind(count)),
+        (cursor, _) => Start::parse(cursor, partitions),
+    })
+}
+
+fn check_metadata(query: &Query) -> Result<(), Problem> {
+    let Some(metadata) = query.first("metadata").filter(|text| !text.is_empty()) else { return Ok(()) };
+    if metadata.len() > METADATA_BYTES_MAX {
+        return Err(Problem::query("metadata", format!("at most {METADATA_BYTES_MAX} bytes of JSON")));
+    }
+    serde_json::from_str::<Value>(metadata).map(drop).map_err(|error| Problem::query("metadata", error))
+}
+
+fn stream_head(body: axum::body::Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// A temporary refusal, in the form that the client survives.
+fn refuse(headers: &HeaderMap, reason: ClosingReason, retry: Duration) -> Response {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let is_event_source = accepts.into_iter().any(|accept| accept.contains("text/event-stream"));
+    if !is_event_source {
+        let (code, detail) = match reason {
+            ClosingReason::Overloaded => {
+                (Code::Overloaded, "this node has as many event streams as it takes")
+            }
+            _ => (Code::Unavailable, "this node takes no event streams now"),
+        };
+        return Problem::new(code, detail).retry_after(Duration::from_secs(2)).into_response();
+    }
+    // Spread from one to three times the usual delay: whoever is refused comes back later than others.
+    let retry_ms = retry.mul_f64(1.0 + 2.0 * rand::random::<f64>()).as_millis();
+    let mut body = BytesMut::new();
+    body.put(encode_closing(reason, Some(u64::try_from(retry_ms).unwrap_or(u64::MAX))));
+    stream_head(axum::body::Body::from(body.freeze()))
+}

@@ -1,0 +1,67 @@
+//! What is known of channels: names and figures.
+
+use super::*;
+use crate::log::ListQuery;
+
+/// All pages of a listing, sorted.
+async fn list(log: &dyn Log, prefix: &str, limit: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut query = ListQuery { prefix: prefix.to_owned(), cursor: None, limit };
+    for _ in 0..1_000 {
+        let page = log.channels(&query).await.unwrap();
+        names.extend(page.channels.iter().map(|channel| channel.as_str().to_owned()));
+        if page.next.is_none() {
+            names.sort_unstable();
+            return names;
+        }
+        query.cursor = page.next;
+    }
+    panic!("the listing does not end");
+}
+
+pub(crate) async fn channels_are_listed_by_prefix_and_in_pages(harness: &impl Harness) {
+    let log = harness.log();
+    let mut all: Vec<_> = (0..25).map(|n| format!("list:{n}")).collect();
+    all.extend(["$user:1".to_owned(), "list".to_owned(), "lisu".to_owned(), "lis".to_owned()]);
+    for name in &all {
+        append_text(log, &channel(name), "x").await;
+    }
+    all.sort_unstable();
+    for limit in [1, 3, 10, 1_000] {
+        assert_eq!(list(log, "", limit).await, all, "{limit} a page");
+        let some: Vec<_> = all.iter().filter(|name| name.starts_with("list:1")).cloned().collect();
+        assert_eq!(list(log, "list:1", limit).await, some);
+    }
+    assert_eq!(list(log, "none", 10).await, Vec::<String>::new());
+    // A star in a prefix is a star.
+    assert_eq!(list(log, "li*", 10).await, Vec::<String>::new());
+}
+
+pub(crate) async fn purged_and_expired_channels_are_not_listed(harness: &impl Harness) {
+    let log = harness.log();
+    let age = Retention { max_length: None, max_age: Some(Duration::from_secs(1)) };
+    append(log, vec![kept(item(&channel("gone:aged"), "x"), age)]).await;
+    append_text(log, &channel("gone:purged"), "x").await;
+    append_text(log, &channel("gone:not"), "x").await;
+    log.purge(&channel("gone:purged"), &KEEP).await.unwrap();
+    log.purge(&channel("gone:never-was"), &KEEP).await.unwrap();
+    harness.advance(Duration::from_millis(2_500)).await;
+    for limit in [1, 10] {
+        assert_eq!(list(log, "gone:", limit).await, ["gone:not"]);
+    }
+    for name in ["gone:aged", "gone:purged", "gone:never-was"] {
+        assert_eq!(log.info(&channel(name), &KEEP).await.unwrap(), None, "{name}");
+    }
+    append_text(log, &channel("gone:purged"), "again").await;
+    assert_eq!(list(log, "gone:", 10).await, ["gone:not", "gone:purged"]);
+}
+
+pub(crate) async fn info_tells_length_first_and_last(harness: &impl Harness) {
+    let log = harness.log();
+    let name = channel("info");
+    assert_eq!(log.info(&name, &KEEP).await.unwrap(), None);
+    let items = (0..5).map(|n| item(&name, &n.to_string())).collect();
+    let receipts = append(log, items).await;
+    let info = log.info(&name, &KEEP).await.unwrap().unwrap();
+    assert_eq!((info.length, info.first, info.last), (5, receipts[0].id, receipts[4].id));
+}

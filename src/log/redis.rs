@@ -1,0 +1,356 @@
+//! The log on Redis: every channel is a stream, every partition has a feed, publishing is one function call.
+//!
+//! Invariants: nothing outside this folder names the driver; the floor, the highest id this node has read or
+//! been given, only rises, and no read from a server whose feed ends before it is believed.
+//!
+//! `connection` sends commands, `functions` and `migrate` prepare the server, `append`, `page`, `feed` and
+//! `entry` translate. The layout is described in `migrations/README.md`.
+
+mod append;
+mod checks;
+mod connection;
+mod entry;
+mod feed;
+mod functions;
+mod keys;
+mod migrate;
+mod page;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use fred::types::Value;
+use parking_lot::Mutex;
+
+pub use self::connection::Endpoint;
+use self::connection::{Connections, Effect, call};
+use self::functions::fcall;
+use self::keys::Keys;
+pub use self::migrate::LAYOUT;
+use self::value::{Reply, unexpected};
+use crate::channel::Channel;
+use crate::event::Event;
+use crate::id::{Partition, StreamId};
+use crate::log::retention::RetentionRules;
+use crate::log::{
+    AppendRequest, Appended, ChannelInfo, ChannelList, Followed, ListQuery, Log, LogError, Page, ReadQuery,
+    Retention, Tail, Want,
+};
+
+/// How a node uses Redis.
+#[derive(Clone, Debug)]
+pub struct RedisOptions {
+    /// Which server.
+    pub endpoint: Endpoint,
+    /// First part of every key.
+    pub prefix: String,
+    /// Partitions of a new store; must equal those of an existing one.
+    pub partitions: u16,
+    /// Connections for reading history.
+    pub pool_size: usize,
+    /// Whether a server that may evict channels is accepted.
+    pub allow_eviction: bool,
+    /// Written down for programs that publish without a broker.
+    pub retention: RetentionRules,
+}
+
+/// A [`Log`] kept in Redis Streams.
+pub struct RedisLog {
+    keys: Keys,
+    partitions: u16,
+    connections: Connections,
+    floors: Vec<Mutex<StreamId>>,
+    foreign_entries: AtomicU64,
+}
+
+/// What migrating would do, or has done, in words.
+pub async fn migrate(options: &RedisOptions, dry_run: bool) -> Result<Vec<String>, LogError> {
+    let keys = Keys::new(&options.prefix);
+    let client = connection::connect_one(&options.endpoint).await?;
+    checks::check_server(&client, true).await?;
+    let steps = migrate::plan(&client, &keys, options.partitions).await?;
+    if !dry_run {
+        migrate::apply(&client, &keys, options.partitions).await?;
+    }
+    Ok(steps)
+}
+
+impl RedisLog {
+    /// Connects, checks the server, brings the layout up to date and writes down the retention rules.
+    pub async fn open(options: &RedisOptions) -> Result<Self, LogError> {
+        let keys = Keys::new(&options.prefix);
+        let connections = Connections::open(&options.endpoint, options.partitions, options.pool_size).await?;
+        let client = connections.news();
+        for warning in checks::check_server(client, options.allow_eviction).await? {
+            tracing::warn!("{warning}");
+        }
+        migrate::apply(client, &keys, options.partitions).await?;
+        let log = Self {
+            keys,
+            partitions: options.partitions,
+            connections,
+            floors: (0..options.partitions).map(|_| Mutex::default()).collect(),
+            foreign_entries: AtomicU64::new(0),
+        };
+        log.write_retention(&options.retention).await?;
+        Ok(log)
+    }
+
+    /// Entries seen that no function wrote.
+    pub fn foreign_entries(&self) -> u64 {
+        self.foreign_entries.load(Ordering::Relaxed)
+    }
+
+    async fn write_retention(&self, rules: &RetentionRules) -> Result<(), LogError> {
+        let limit = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+        let mut fields: Vec<(String, String)> = Vec::new();
+        for (number, (pattern, retention)) in rules.iter().enumerate() {
+            // A pattern that stands twice counts the first time.
+            if fields.iter().all(|(known, _)| known != pattern) {
+                let keeps =
+                    format!("{number} {} {}", limit(retention.max_length), limit(retention.max_age_ms()));
+                fields.push((pattern.to_owned(), keeps));
+            }
+        }
+        for partition in (0..self.partitions).map(Partition) {
+            let key = Value::from(self.keys.retention(partition));
+            let client = self.connections.news();
+            call(client, Effect::Write, "DEL", vec![key.clone()]).await?;
+            let pairs = fields.iter().flat_map(|(pattern, keeps)| [Value::from(pattern), Value::from(keeps)]);
+            call(client, Effect::Write, "HSET", std::iter::once(key).chain(pairs).collect()).await?;
+        }
+        Ok(())
+    }
+
+    fn partition_of(&self, channel: &Channel) -> Partition {
+        channel.partition(self.partitions)
+    }
+
+    fn floor(&self, partition: Partition) -> StreamId {
+        *self.floors[usize::from(partition.0)].lock()
+    }
+
+    fn raise_floor(&self, partition: Partition, id: StreamId) {
+        let mut floor = self.floors[usize::from(partition.0)].lock();
+        *floor = id.max(*floor);
+    }
+
+    fn decode_tail(&self, partition: Partition, reply: &Value) -> Result<Tail, LogError> {
+        let [last, epoch] = reply.elements() else { return Err(unexpected("headwater_tail_v1", reply)) };
+        let (Some(last), Some(epoch)) = (last.stream_id(), epoch.stream_id()) else {
+            return Err(unexpected("headwater_tail_v1", reply));
+        };
+        self.raise_floor(partition, last);
+        Ok(Tail { last, epoch })
+    }
+
+    async fn append_once(
+        &self,
+        partition: Partition,
+        requests: &[AppendRequest],
+    ) -> Result<Vec<Appended>, LogError> {
+        let feed = self.keys.feed(partition);
+        let args = || append::encode(requests, self.floor(partition));
+        let client = self.connections.append();
+        let reply = fcall(client, Effect::Write, "headwater_publish_v1", &feed, args).await?;
+        let results = append::decode(&reply, requests)?;
+        let newest = results.iter().flatten().flatten().map(|receipt| receipt.id).max();
+        self.raise_floor(partition, newest.unwrap_or_default());
+        Ok(results)
+    }
+
+    fn count_foreign(&self, channel: &Channel, entries: usize) {
+        if entries > 0 {
+            self.foreign_entries.fetch_add(entries as u64, Ordering::Relaxed);
+            tracing::warn!(%channel, entries, "the channel holds entries that were not published; headwater adopt publishes them");
+        }
+    }
+}
+
+#[async_trait]
+impl Log for RedisLog {
+    fn partitions(&self) -> u16 {
+        self.partitions
+    }
+
+    async fn append(
+        &self,
+        partition: Partition,
+        requests: &[AppendRequest],
+    ) -> Result<Vec<Appended>, LogError> {
+        match self.append_once(partition, requests).await {
+            Err(LogError::Refused(error)) if error.starts_with("HWROLLEDBACK") => {
+                self.reset(partition, self.floor(partition)).await?;
+                self.append_once(partition, requests).await
+            }
+            result => result,
+        }
+    }
+
+    async fn read(&self, channel: &Channel, query: &ReadQuery) -> Result<Page, LogError> {
+        let partition = self.partition_of(channel);
+        let (feed, floor) = (self.keys.feed(partition), self.floor(partition));
+        let mut query = *query;
+        loop {
+            let args = || page::encode(channel, &query);
+            let client = self.connections.read();
+            let reply = fcall(client, Effect::Read, "headwater_read_v1", &feed, args).await?;
+            let decoded = page::decode(&reply)?;
+            if decoded.page.bounds.feed_last < floor {
+                return Err(LogError::Unavailable(format!("the server's feed ends before {floor}")));
+            }
+            self.count_foreign(channel, decoded.foreign);
+            match decoded.last_entry {
+                // A page of nothing but foreign entries says nothing about the end of the channel.
+                Some(last) if decoded.page.events.is_empty() && !decoded.page.exhausted => {
+                    if query.ascending {
+                        query.after = last;
+                    } else {
+                        query.before = last;
+                    }
+                }
+                _ => return Ok(decoded.page),
+            }
+        }
+    }
+
+    async fn follow(&self, partition: Partition, watermark: StreamId) -> Result<Followed, LogError> {
+        let client = self.connections.follower(partition);
+        let followed = feed::follow(client, &self.keys.feed(partition), watermark).await?;
+        match &followed {
+            Followed::Refs(refs) => {
+                self.raise_floor(partition, refs.last().map(|r| r.id).unwrap_or_default())
+            }
+            Followed::Trimmed(last) => self.raise_floor(partition, *last),
+            Followed::RolledBack => {}
+        }
+        Ok(followed)
+    }
+
+    async fn read_new(&self, partition: Partition, wants: &[Want]) -> Result<Vec<Vec<Event>>, LogError> {
+        feed::read_new(self.connections.news(), wants, |want| self.keys.channel(partition, &want.channel))
+            .await
+    }
+
+    async fn tail(&self, partition: Partition) -> Result<Tail, LogError> {
+        let args = || vec![Value::from(self.floor(partition).to_string())];
+        let feed = self.keys.feed(partition);
+        let reply = fcall(self.connections.news(), Effect::Write, "headwater_tail_v1", &feed, args).await?;
+        self.decode_tail(partition, &reply)
+    }
+
+    async fn reset(&self, partition: Partition, watermark: StreamId) -> Result<Tail, LogError> {
+        let args =
+            || vec![Value::from(watermark.to_string()), Value::from(self.floor(partition).to_string())];
+        let feed = self.keys.feed(partition);
+        let reply = fcall(self.connections.news(), Effect::Write, "headwater_reset_v1", &feed, args).await?;
+        self.decode_tail(partition, &reply)
+    }
+
+    async fn purge(&self, channel: &Channel, retention: &Retention) -> Result<(), LogError> {
+        let partition = self.partition_of(channel);
+        let args = || {
+            let max_age = retention.max_age_ms().map(|age| age.to_string()).unwrap_or_default();
+            vec![
+                Value::from(channel.as_str()),
+                Value::from(self.floor(partition).to_string()),
+                Value::from(max_age),
+            ]
+        };
+        let feed = self.keys.feed(partition);
+        let reply =
+            fcall(self.connections.append(), Effect::Write, "headwater_purge_v1", &feed, args).await?;
+        let marker = reply.stream_id().ok_or_else(|| unexpected("headwater_purge_v1", &reply))?;
+        self.raise_floor(partition, marker);
+        Ok(())
+    }
+
+    async fn adopt(&self, channel: &Channel, retention: &Retention) -> Result<u64, LogError> {
+        let partition = self.partition_of(channel);
+        let feed = self.keys.feed(partition);
+        let limit = |number: Option<u64>| Value::from(number.map(|n| n.to_string()).unwrap_or_default());
+        let (mut adopted, mut from) = (0, "0-0".to_owned());
+        loop {
+            let args = || {
+                let floor = self.floor(partition).to_string();
+                let mut args = [channel.as_str(), &from, &floor].map(Value::from).to_vec();
+                args.extend([limit(retention.max_length), limit(retention.max_age_ms())]);
+                args
+            };
+            let client = self.connections.append();
+            let reply = fcall(client, Effect::Write, "headwater_adopt_v1", &feed, args).await?;
+            let [count, next] = reply.elements() else {
+                return Err(unexpected("headwater_adopt_v1", &reply));
+            };
+            adopted += count.number().unwrap_or_default();
+            match next.text().as_deref() {
+                None | Some("") => return Ok(adopted),
+                Some(next) => from = next.to_owned(),
+            }
+        }
+    }
+
+    async fn info(&self, channel: &Channel, retention: &Retention) -> Result<Option<ChannelInfo>, LogError> {
+        let query = ReadQuery { count_max: 1, ..ReadQuery::following(StreamId::ZERO, retention) };
+        let oldest = self.read(channel, &query).await?;
+        let newest = self.read(channel, &ReadQuery { ascending: false, ..query }).await?;
+        let (Some(first), Some(last)) = (oldest.events.first(), newest.events.first()) else {
+            return Ok(None);
+        };
+        let key = self.keys.channel(self.partition_of(channel), channel);
+        let length = newest.bounds.extent.map_or(0, |extent| extent.length);
+        Ok(Some(ChannelInfo { length, first: first.id, last: last.id, key: Some(key) }))
+    }
+
+    async fn channels(&self, query: &ListQuery) -> Result<ChannelList, LogError> {
+        let (partition, cursor) = match &query.cursor {
+            None => (0, "0".to_owned()),
+            Some(cursor) => cursor
+                .split_once('-')
+                .and_then(|(p, cursor)| Some((p.parse().ok()?, cursor.parse::<u64>().ok()?.to_string())))
+                .filter(|(p, _)| *p < self.partitions)
+                .ok_or(LogError::BadCursor)?,
+        };
+        let glob = escape_glob(&query.prefix) + "*";
+        let count = query.limit.max(1).to_string();
+        let args = || [&*cursor, &glob, &count].map(Value::from).to_vec();
+        let feed = self.keys.feed(Partition(partition));
+        let client = self.connections.news();
+        let reply = fcall(client, Effect::Write, "headwater_channels_v1", &feed, args).await?;
+        let [next, names] = reply.elements() else { return Err(unexpected("headwater_channels_v1", &reply)) };
+        let next = match next.text().as_deref() {
+            Some("0") | None => {
+                Some(partition + 1).filter(|p| *p < self.partitions).map(|p| format!("{p}-0"))
+            }
+            Some(next) => Some(format!("{partition}-{next}")),
+        };
+        let names = names.elements().iter().filter_map(Reply::text);
+        Ok(ChannelList {
+            channels: names.filter_map(|name| Channel::parse_stored(&name).ok()).collect(),
+            next,
+        })
+    }
+
+    async fn ping(&self) -> Result<(), LogError> {
+        call(self.connections.news(), Effect::Read, "PING", Vec::new()).await.map(drop)
+    }
+
+    async fn close(&self) {
+        self.connections.close().await;
+    }
+}
+
+/// Takes the special meaning from the characters that Redis' glob matching gives one.
+fn escape_glob(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}

@@ -1,0 +1,222 @@
+//! Connections to Redis and what their errors mean.
+//!
+//! Each kind of work has connections of its own, because the driver sends the commands of one connection in
+//! order and a blocking one holds up all behind it: appends, one blocking follower per partition, the
+//! tailers' reads, and a pool for everybody's history. Invariant: a command is attempted once and fails at
+//! once while the connection is down, so that nothing queues up unseen and no append runs twice.
+
+use std::time::Duration;
+
+use fred::clients::{Client, Pool};
+use fred::interfaces::ClientLike;
+use fred::types::config::{
+    Config, ConnectionConfig, Options, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+};
+use fred::types::{Builder, CustomCommand, Value};
+
+use crate::id::Partition;
+use crate::log::LogError;
+
+/// How long [`Connections::follow`] lets the server wait for news.
+pub(super) const BLOCK: Duration = Duration::from_secs(1);
+/// Longer than any healthy server needs for the largest call.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that stays silent this long while an answer is due counts as broken.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(6);
+const RECONNECT_DELAY_MIN_MS: u32 = 20;
+const RECONNECT_DELAY_MAX_MS: u32 = 500;
+
+/// Whether a command changes something: decides what a lost answer means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    Read,
+    Write,
+}
+
+/// Where to and as whom.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// `redis://host:port/database`; may carry user and password.
+    pub url: String,
+    /// Overrides the URL's.
+    pub username: Option<String>,
+    /// Overrides the URL's.
+    pub password: Option<String>,
+}
+
+/// The connections of one node.
+pub(super) struct Connections {
+    append: Client,
+    news: Client,
+    followers: Vec<Client>,
+    reads: Pool,
+}
+
+/// A single connection, for work before there is a node: checks and migrations.
+pub(super) async fn connect_one(endpoint: &Endpoint) -> Result<Client, LogError> {
+    let client = builder(endpoint)?.build().map_err(|e| LogError::Unavailable(e.to_string()))?;
+    init(&client).await?;
+    Ok(client)
+}
+
+impl Connections {
+    pub(super) async fn open(
+        endpoint: &Endpoint,
+        partitions: u16,
+        pool_size: usize,
+    ) -> Result<Self, LogError> {
+        let builder = builder(endpoint)?;
+        let config_error = |e: fred::error::Error| LogError::Unavailable(e.to_string());
+        let connections = Self {
+            append: builder.build().map_err(config_error)?,
+            news: builder.build().map_err(config_error)?,
+            followers: (0..partitions)
+                .map(|_| builder.build())
+                .collect::<Result<_, _>>()
+                .map_err(config_error)?,
+            reads: builder.build_pool(pool_size).map_err(config_error)?,
+        };
+        connections.reads.init().await.map_err(|e| LogError::Unavailable(e.to_string()))?;
+        for client in [&connections.append, &connections.news].into_iter().chain(&connections.followers) {
+            init(client).await?;
+        }
+        Ok(connections)
+    }
+
+    pub(super) fn append(&self) -> &Client {
+        &self.append
+    }
+
+    pub(super) fn news(&self) -> &Client {
+        &self.news
+    }
+
+    pub(super) fn follower(&self, partition: Partition) -> &Client {
+        &self.followers[usize::from(partition.0)]
+    }
+
+    /// A connection for history, another one each time.
+    pub(super) fn read(&self) -> &Client {
+        self.reads.next()
+    }
+
+    pub(super) async fn close(&self) {
+        let all = [&self.append, &self.news].into_iter().chain(&self.followers);
+        for client in all.chain(self.reads.clients()) {
+            // Nothing can be done about a connection that fails to end in good order.
+            let _ = client.quit().await;
+        }
+    }
+}
+
+fn builder(endpoint: &Endpoint) -> Result<Builder, LogError> {
+    let mut config =
+        Config::from_url(&endpoint.url).map_err(|e| LogError::Unavailable(format!("redis.url: {e}")))?;
+    config.fail_fast = true;
+    config.username = endpoint.username.clone().or(config.username);
+    config.password = endpoint.password.clone().or(config.password);
+    let mut builder = Builder::from_config(config);
+    builder.with_connection_config(|connection: &mut ConnectionConfig| {
+        connection.connection_timeout = CONNECT_TIMEOUT;
+        connection.internal_command_timeout = CONNECT_TIMEOUT;
+        connection.max_command_attempts = 1;
+        connection.unresponsive =
+            UnresponsiveConfig { max_timeout: Some(UNRESPONSIVE_AFTER), interval: Duration::from_secs(1) };
+        connection.tcp = TcpConfig { nodelay: Some(true), ..TcpConfig::default() };
+        connection.reconnect_on_auth_error = true;
+    });
+    builder.with_performance_config(|performance| performance.default_command_timeout = COMMAND_TIMEOUT);
+    let mut policy = ReconnectPolicy::new_exponential(0, RECONNECT_DELAY_MIN_MS, RECONNECT_DELAY_MAX_MS, 2);
+    policy.set_jitter(RECONNECT_DELAY_MAX_MS / 5);
+    builder.set_policy(policy);
+    Ok(builder)
+}
+
+async fn init(client: &Client) -> Result<(), LogError> {
+    client.init().await.map(drop).map_err(|e| LogError::Unavailable(e.details().to_owned()))
+}
+
+/// Sends one command and waits for its answer.
+pub(super) async fn call(
+    client: &Client,
+    effect: Effect,
+    command: &'static str,
+    args: Vec<Value>,
+) -> Result<Value, LogError> {
+    send(client, effect, CustomCommand::new_static(command, None::<u16>, false), args).await
+}
+
+/// Sends a command that the server may answer only after [`BLOCK`].
+pub(super) async fn call_blocking(
+    client: &Client,
+    command: &'static str,
+    args: Vec<Value>,
+) -> Result<Value, LogError> {
+    send(client, Effect::Read, CustomCommand::new_static(command, None::<u16>, true), args).await
+}
+
+async fn send(
+    client: &Client,
+    effect: Effect,
+    command: CustomCommand,
+    args: Vec<Value>,
+) -> Result<Value, LogError> {
+    if !client.is_connected() {
+        return Err(LogError::Unavailable("no connection to Redis".to_owned()));
+    }
+    let options = Options {
+        max_attempts: Some(1),
+        fail_fast: true,
+        timeout: Some(COMMAND_TIMEOUT),
+        ..Options::default()
+    };
+    let answer: Result<Value, _> = client.with_options(&options).custom(command, args).await;
+    answer.map_err(|error| classify(error.details(), effect))
+}
+
+/// What an error says about the effect of its command. The server's own errors start with a word in capitals.
+fn classify(details: &str, effect: Effect) -> LogError {
+    let code = details.split_whitespace().next().unwrap_or_default();
+    let from_server = code.len() >= 2 && code.bytes().all(|b| b.is_ascii_uppercase());
+    let details = details.to_owned();
+    match (from_server, effect) {
+        (true, _) => match code {
+            // A function that stopped half-way keeps what it wrote.
+            "ERR" if details.contains("script:") && effect == Effect::Write => LogError::Unknown(details),
+            "WRONGTYPE" | "ERR" => LogError::Damaged(details),
+            _ => LogError::Refused(details),
+        },
+        (false, Effect::Read) => LogError::Unavailable(details),
+        (false, Effect::Write) => LogError::Unknown(details),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Outcome;
+
+    #[test]
+    fn an_error_tells_whether_the_write_may_have_happened() {
+        let outcome = |details| classify(details, Effect::Write).outcome();
+        for refused in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write",
+            "LOADING Redis",
+        ] {
+            assert_eq!(outcome(refused), Outcome::NotPublished, "{refused}");
+        }
+        let half_way =
+            "ERR user_function:1: Script attempted x script: headwater_publish_v1, on @user_function:1.";
+        for lost in [
+            "Connection closed unexpectedly.",
+            "Request timed out.",
+            "Too many failed write attempts.",
+            half_way,
+        ] {
+            assert_eq!(outcome(lost), Outcome::Unknown, "{lost}");
+        }
+        assert!(matches!(classify("Request timed out.", Effect::Read), LogError::Unavailable(_)));
+    }
+}

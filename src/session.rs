@@ -1,0 +1,404 @@
+//! Sessions: one subscriber's state machine, without I/O.
+//!
+//! ```text
+//! Opening --(start known)--> Replay --(every ring covers the position)--> Live
+//!                              ^                                            |
+//!                              +---------(a ring left the position behind)--+      any --> Closing
+//! ```
+//!
+//! A driver calls [`Session::step`] whenever its sink has room and something may have changed, writes what the
+//! session put into the [`Batch`], reads the pages it asks for, and calls again. A session holds positions, not
+//! messages: falling behind its rings turns it back to Replay, and it is served from the log with nothing kept
+//! for it. Invariants: ids within a partition strictly increase; what is delivered is the log after the cursor,
+//! restricted to the session's channels and filter, or a `gap` was sent; an `id:` is only sent for a position up
+//! to which everything was.
+
+mod flow;
+mod gather;
+mod opening;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use self::opening::Opening;
+use crate::channel::Channel;
+use crate::cursor::{Cursor, InvalidCursor, Start};
+use crate::fanout::pages::{Found, HeadRequest, Heads, ReplayPage, Wanted};
+use crate::fanout::{Filter, Hub, Joined, Mailbox};
+use crate::id::{Partition, StreamId};
+use crate::log::LogError;
+use crate::sse::{self, ClosingReason};
+
+/// A driver writes about this much at a time.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+const BATCH_CHUNKS_MAX: usize = 256;
+/// After a failed read a session tries again, later each time.
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// What every session of a node has in common.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Name of the node.
+    pub node: Arc<str>,
+    /// How often a quiet stream shows that it lives.
+    pub heartbeat_interval: Duration,
+    /// Whether heartbeats are comments, which move no cursor.
+    pub comment_heartbeats: bool,
+    /// Reconnection advice.
+    pub retry: Duration,
+    /// When a stream ends by itself, before it is spread.
+    pub lifetime_max: Option<Duration>,
+}
+
+/// What a subscriber asked for.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Names the connection; contains the node's name.
+    pub connection: Arc<str>,
+    /// Without repetitions.
+    pub channels: Vec<Channel>,
+    /// Where to start; an invalid cursor is answered with a `gap`.
+    pub start: Result<Start, InvalidCursor>,
+    /// Which events of its channels.
+    pub filter: Option<Arc<Filter>>,
+    /// Every event as a `message` that names channel, type and time.
+    pub envelope: bool,
+    /// Who subscribes.
+    pub user: Option<Arc<str>>,
+}
+
+/// The moment of a step. `jitter`, between 0 and 1, is random.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Monotonic.
+    pub instant: Instant,
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: u64,
+    /// Spreads what many sessions would do at once.
+    pub jitter: f64,
+}
+
+/// What a session wants written, in order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    chunks: Vec<Bytes>,
+    bytes: usize,
+}
+
+/// What a session waits for after a step.
+pub enum Next {
+    /// Write the batch, then step again.
+    Flush,
+    /// Read these pages, hand them to [`Session::loaded`], then step again; step too when woken or at the time.
+    Read(Vec<HeadRequest>, Instant),
+    /// Step again when woken, or at this time.
+    Wait(Instant),
+    /// Write the batch, then end the stream.
+    End,
+}
+
+/// One subscriber.
+pub struct Session {
+    hub: Arc<Hub>,
+    options: Arc<SessionOptions>,
+    mailbox: Arc<Mailbox>,
+    registration: usize,
+    connection: Arc<str>,
+    user: Option<Arc<str>>,
+    filter: Option<Arc<Filter>>,
+    envelope: bool,
+    slots: SmallVec<[Slot; 1]>,
+    subs: Box<[Sub]>,
+    /// Present while some channel is served from the log.
+    replay: Option<Box<Replay>>,
+    phase: Phase,
+    quiet_since: Instant,
+    ends_at: Option<Instant>,
+}
+
+enum Phase {
+    /// The position that the session starts from is not known yet, or not told.
+    Opening(Opening),
+    Open,
+    Closed,
+}
+
+/// One channel of a session.
+struct Sub {
+    joined: Joined,
+    /// Index of the partition among the session's.
+    slot: u16,
+}
+
+/// One partition of a session.
+struct Slot {
+    partition: Partition,
+    /// Everything up to here has been delivered, or a gap told.
+    position: StreamId,
+    /// Markers up to here do not concern the session: it asked for what is left of history.
+    exempt: StreamId,
+    /// The position is known not to lie in the future.
+    verified: bool,
+}
+
+/// What serving from the log needs.
+struct Replay {
+    /// One per channel.
+    subs: Box<[ReplaySub]>,
+    reading: bool,
+    retry_at: Option<Instant>,
+    retry_delay: Duration,
+    /// Memory of the heads; both are given back by the step that follows the read.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What serving one channel from the log needs.
+#[derive(Clone, Default)]
+struct ReplaySub {
+    /// Nothing of the channel is due up to here.
+    from: StreamId,
+    due: Due,
+    head: Option<Arc<ReplayPage>>,
+}
+
+/// What is known of the history right after [`ReplaySub::from`].
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Due {
+    /// Nothing: whether it is whole has to be proven.
+    #[default]
+    Unproven,
+    /// The subscriber asked for what is left.
+    WhatIsLeft,
+    /// This event follows.
+    Event(StreamId),
+}
+
+impl Session {
+    /// Joins the topics. `mailbox` reaches the session from now on.
+    pub fn open(
+        hub: Arc<Hub>,
+        options: Arc<SessionOptions>,
+        subscription: Subscription,
+        mailbox: Arc<Mailbox>,
+        now: Now,
+    ) -> Self {
+        let Subscription { connection, channels, start, filter, envelope, user } = subscription;
+        let registration = hub.admit(Arc::clone(&mailbox));
+        // A topic first, the position after: what the topic does not hold lies before the position.
+        let joined = channels.iter().map(|channel| hub.join(channel, &mailbox)).collect();
+        let (slots, subs) = opening::slots(&hub, joined, &start);
+        // A fifth of the lifetime is spread, so that streams that began together do not end together.
+        let ends_at = options.lifetime_max.map(|max| now.instant + max.mul_f64(0.9 + 0.2 * now.jitter));
+        let mut session = Self {
+            hub,
+            options,
+            mailbox,
+            registration,
+            connection,
+            user,
+            filter,
+            envelope,
+            slots,
+            subs,
+            replay: None,
+            phase: Phase::Open,
+            quiet_since: now.instant,
+            ends_at,
+        };
+        session.phase = Phase::Opening(session.opening(&start));
+        session
+    }
+
+    /// Goes on as far as the batch has room. The batch must be empty.
+    pub fn step(&mut self, now: Now, batch: &mut Batch) -> Next {
+        assert!(batch.is_empty(), "the driver wrote the batch before");
+        if matches!(self.phase, Phase::Closed) {
+            return Next::End;
+        }
+        let expired = self.ends_at.is_some_and(|end| now.instant >= end).then_some(ClosingReason::Lifetime);
+        if let Some(reason) = self.mailbox.closing().or(expired) {
+            batch.push(sse::encode_closing(reason, self.retry_hint(reason, now)));
+            self.phase = Phase::Closed;
+            return Next::End;
+        }
+        let requests = if self.is_reading() { Vec::new() } else { self.advance(now, batch) };
+        if batch.is_empty() && now.instant >= self.heartbeat_at() {
+            batch.push(self.heartbeat(requests.is_empty(), now));
+        }
+        if !batch.is_empty() {
+            self.quiet_since = now.instant;
+            return Next::Flush;
+        }
+        self.wait(requests, now)
+    }
+
+    /// What the last [`Next::Read`] asked for, or why it cannot be had now.
+    pub fn loaded(&mut self, result: Result<Heads, LogError>, now: Now) {
+        let replay = self.replay_mut();
+        replay.reading = false;
+        let heads = match result {
+            Ok(heads) => heads,
+            Err(error) => {
+                replay.retry_at = Some(now.instant + replay.retry_delay.mul_f64(0.5 + now.jitter));
+                replay.retry_delay = (replay.retry_delay * 2).min(RETRY_DELAY_MAX);
+                tracing::debug!(%error, connection = &*self.connection, "history cannot be read yet");
+                return;
+            }
+        };
+        replay.retry_delay = RETRY_DELAY_MIN;
+        replay.permit = Some(heads.permit);
+        let mut origins = Vec::new();
+        for head in heads.heads {
+            match head.found {
+                Found::Page(page) => replay.subs[head.subscription].head = Some(page),
+                Found::Origin { from, feed_last } => origins.push((head.subscription, from, feed_last)),
+            }
+        }
+        if !origins.is_empty() {
+            self.rewound(&origins);
+        }
+    }
+
+    /// Reaches this session.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    fn advance(&mut self, now: Now, batch: &mut Batch) -> Vec<HeadRequest> {
+        if let Some(requests) = self.try_open(now, batch) {
+            return requests;
+        }
+        let mut behind = Vec::new();
+        let mut from_rings = true;
+        for slot in 0..self.slots.len() {
+            from_rings &= self.flow(slot, batch, &mut behind);
+        }
+        if from_rings && self.nothing_skipped_ahead() {
+            self.replay = None;
+        } else if let Some(replay) = &mut self.replay {
+            replay.subs.iter_mut().for_each(|sub| sub.head = None);
+            replay.permit = None;
+        }
+        self.requests(&behind)
+    }
+
+    /// Whether no channel remembers a position ahead of its partition's.
+    fn nothing_skipped_ahead(&self) -> bool {
+        let position = |sub: &Sub| self.slots[usize::from(sub.slot)].position;
+        let Some(replay) = &self.replay else { return true };
+        replay.subs.iter().zip(&self.subs).all(|(state, sub)| state.from <= position(sub))
+    }
+
+    fn requests(&self, behind: &[(usize, StreamId)]) -> Vec<HeadRequest> {
+        let request = |&(subscription, after): &(usize, StreamId)| HeadRequest {
+            subscription,
+            topic: Arc::clone(&self.subs[subscription].joined.topic),
+            want: Wanted::After(after),
+        };
+        behind.iter().map(request).collect()
+    }
+
+    fn wait(&mut self, requests: Vec<HeadRequest>, now: Now) -> Next {
+        let heartbeat_at = self.heartbeat_at();
+        let wake_at = self.ends_at.map_or(heartbeat_at, |end| end.min(heartbeat_at));
+        if requests.is_empty() {
+            return Next::Wait(wake_at);
+        }
+        let replay = self.replay_mut();
+        match replay.retry_at {
+            Some(at) if at > now.instant => Next::Wait(at.min(wake_at)),
+            _ => {
+                replay.retry_at = None;
+                replay.reading = true;
+                // Whoever waits for memory holds none.
+                replay.permit = None;
+                Next::Read(requests, wake_at)
+            }
+        }
+    }
+
+    fn is_reading(&self) -> bool {
+        self.replay.as_ref().is_some_and(|replay| replay.reading)
+    }
+
+    fn replay_mut(&mut self) -> &mut Replay {
+        let subs = self.subs.len();
+        self.replay.get_or_insert_with(|| {
+            Box::new(Replay {
+                subs: vec![ReplaySub::default(); subs].into_boxed_slice(),
+                reading: false,
+                retry_at: None,
+                retry_delay: RETRY_DELAY_MIN,
+                permit: None,
+            })
+        })
+    }
+
+    fn heartbeat_at(&self) -> Instant {
+        self.quiet_since + self.options.heartbeat_interval
+    }
+
+    /// Only a session that has delivered everything may move its client's cursor; before `connected` nothing
+    /// but a comment may be sent.
+    fn heartbeat(&self, caught_up: bool, now: Now) -> Bytes {
+        if self.options.comment_heartbeats || matches!(self.phase, Phase::Opening(_)) {
+            return sse::encode_comment("heartbeat");
+        }
+        let cursor = self.cursor(0).filter(|_| caught_up && !self.is_reading());
+        sse::encode_heartbeat(cursor.as_ref(), now.unix_ms)
+    }
+
+    /// The session's positions; the one of `first` is written first.
+    fn cursor(&self, first: usize) -> Option<Cursor> {
+        let own = self.slots.get(first)?.partition;
+        Some(Cursor::new(self.slots.iter().map(|slot| (slot.partition, slot.position)), own))
+    }
+
+    /// Spreads the return of clients that are sent away together.
+    fn retry_hint(&self, reason: ClosingReason, now: Now) -> Option<u64> {
+        let retry = self.options.retry.mul_f64(0.5 + now.jitter);
+        reason.reconnect().then(|| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for sub in &self.subs {
+            self.hub.leave(&sub.joined);
+        }
+        self.hub.forget(self.registration);
+    }
+}
+
+impl Batch {
+    /// Nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// What to write, in order; the batch is empty afterwards and keeps no memory.
+    pub fn take(&mut self) -> Vec<Bytes> {
+        self.bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES_MAX || self.chunks.len() >= BATCH_CHUNKS_MAX
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push(chunk);
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.bytes += other.bytes;
+        self.chunks.append(&mut other.chunks);
+    }
+}

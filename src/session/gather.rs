@@ -1,0 +1,204 @@
+//! Gathering: what each channel of a session holds after its position, from its ring or from a page, and
+//! whether that is everything.
+//!
+//! Invariant: history that may have lost events is never passed over in silence: a gap is told before the
+//! position moves past it, once.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Batch, Due, Session};
+use crate::fanout::Topic;
+use crate::fanout::frame::Frame;
+use crate::fanout::pages::ReplayPage;
+use crate::id::StreamId;
+use crate::log::Proof;
+use crate::sse::{self, GapReason};
+
+/// Frames taken from one channel at a time.
+const RUN_FRAMES_MAX: usize = 64;
+
+/// What the channels of one partition hold.
+pub(super) struct Gathered {
+    /// Events after the position, with the index of their channel; in id order per channel.
+    pub(super) frames: Vec<(usize, Arc<Frame>)>,
+    /// Up to here `frames` is complete.
+    pub(super) bound: StreamId,
+    /// Channels whose history has to be read first, and after which position.
+    pub(super) behind: SmallVec<[(usize, StreamId); 1]>,
+    /// Every channel was served from its ring.
+    pub(super) from_rings: bool,
+}
+
+/// What one channel holds.
+enum Sight {
+    Ring(crate::fanout::ring::Run),
+    Page(crate::fanout::ring::Run),
+    Behind(StreamId),
+    /// The whole partition's history was lost; the position has moved.
+    Reset,
+}
+
+impl Session {
+    /// Looks at all channels of a partition. Gaps go to `gaps`.
+    pub(super) fn gather(&mut self, slot: usize, gaps: &mut Batch) -> Gathered {
+        'anew: loop {
+            // The watermark first, then the rings.
+            let marks = self.hub.marks(self.slots[slot].partition);
+            if marks.epoch > self.slots[slot].position.max(self.slots[slot].exempt) {
+                self.reset_slot(slot, marks.epoch, gaps);
+            }
+            let mut gathered = Gathered {
+                frames: Vec::new(),
+                bound: if self.subs.is_empty() { marks.watermark } else { StreamId::MAX },
+                behind: SmallVec::new(),
+                from_rings: true,
+            };
+            for sub in 0..self.subs.len() {
+                if usize::from(self.subs[sub].slot) != slot {
+                    continue;
+                }
+                let run = match self.look(sub, marks.watermark, gaps) {
+                    Sight::Ring(run) => run,
+                    Sight::Page(run) => {
+                        gathered.from_rings = false;
+                        run
+                    }
+                    Sight::Behind(position) => {
+                        gathered.from_rings = false;
+                        gathered.bound = gathered.bound.min(position);
+                        gathered.behind.push((sub, position));
+                        continue;
+                    }
+                    Sight::Reset => continue 'anew,
+                };
+                gathered.bound = gathered.bound.min(run.through);
+                gathered.frames.extend(run.frames.into_iter().map(|frame| (sub, frame)));
+            }
+            return gathered;
+        }
+    }
+
+    fn look(&mut self, sub: usize, watermark: StreamId, gaps: &mut Batch) -> Sight {
+        let topic = Arc::clone(&self.subs[sub].joined.topic);
+        let slot = usize::from(self.subs[sub].slot);
+        loop {
+            let position = self.due_after(sub);
+            let sight = topic.look(position, watermark, RUN_FRAMES_MAX);
+            if sight.purged > position.max(self.slots[slot].exempt) {
+                self.purged(sub, position, sight.purged, gaps);
+                continue;
+            }
+            if let Some(run) = sight.run
+                && self.slots[slot].verified
+            {
+                return Sight::Ring(run);
+            }
+            let Some(page) = self.page(sub, position, sight.purged) else { return Sight::Behind(position) };
+            match self.judge(sub, &page, position) {
+                Proof::Complete => {}
+                Proof::Trimmed => {
+                    self.tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
+                }
+                Proof::Reset if self.is_of_partition(slot, &page, position) => {
+                    self.reset_slot(slot, page.bounds.feed_last, gaps);
+                    return Sight::Reset;
+                }
+                Proof::Reset => {
+                    self.purged(sub, position, page.bounds.purged, gaps);
+                    continue;
+                }
+            }
+            let position = self.accept(sub, &page, position);
+            return Sight::Page(page.following(position, RUN_FRAMES_MAX));
+        }
+    }
+
+    /// Whether a reset concerns the whole partition, not one purged channel.
+    fn is_of_partition(&self, slot: usize, page: &ReplayPage, position: StreamId) -> bool {
+        page.bounds.epoch > position.max(self.slots[slot].exempt) || position > page.bounds.feed_last
+    }
+
+    /// Up to where nothing of a channel is due.
+    fn due_after(&self, sub: usize) -> StreamId {
+        let position = self.slots[usize::from(self.subs[sub].slot)].position;
+        self.replay.as_ref().map_or(position, |replay| position.max(replay.subs[sub].from))
+    }
+
+    /// A page that says what follows `position`: the one just read, or one that somebody else needed.
+    fn page(&self, sub: usize, position: StreamId, purged: StreamId) -> Option<Arc<ReplayPage>> {
+        let head = self.replay.as_ref().and_then(|replay| replay.subs[sub].head.clone());
+        if let Some(head) = head.filter(|head| head.covers(position) && head.bounds.feed_last >= purged) {
+            return Some(head);
+        }
+        let slot = &self.slots[usize::from(self.subs[sub].slot)];
+        if !slot.verified {
+            return None;
+        }
+        let known = self.hub.marks(slot.partition).epoch.max(purged);
+        self.hub.pages.find(self.subs[sub].joined.topic.channel(), position, known)
+    }
+
+    fn judge(&self, sub: usize, page: &ReplayPage, position: StreamId) -> Proof {
+        let state = self.replay.as_ref().map(|replay| &replay.subs[sub]).filter(|sub| sub.from == position);
+        match state.map_or(Due::Unproven, |sub| sub.due) {
+            Due::WhatIsLeft => Proof::Complete,
+            Due::Event(id) if page.next_after(position) == Some(id) => Proof::Complete,
+            Due::Event(_) | Due::Unproven => {
+                page.bounds.prove(position, self.slots[usize::from(self.subs[sub].slot)].exempt)
+            }
+        }
+    }
+
+    /// Takes what the page says after `position` as all there is: the channel's next event is known, and
+    /// nothing is due before it.
+    fn accept(&mut self, sub: usize, page: &ReplayPage, position: StreamId) -> StreamId {
+        let slot = &mut self.slots[usize::from(self.subs[sub].slot)];
+        slot.verified = true;
+        if slot.exempt == StreamId::MAX {
+            slot.exempt = page.bounds.feed_last;
+        }
+        let state = &mut self.replay_mut().subs[sub];
+        (state.from, state.due) = match page.next_after(position) {
+            Some(next) => (next.before(), Due::Event(next)),
+            None => (page.through.max(position), Due::Unproven),
+        };
+        state.from
+    }
+
+    fn purged(&mut self, sub: usize, position: StreamId, marker: StreamId, gaps: &mut Batch) {
+        let topic = Arc::clone(&self.subs[sub].joined.topic);
+        self.tell_gap(&topic, position, None, GapReason::Reset, gaps);
+        let state = &mut self.replay_mut().subs[sub];
+        (state.from, state.due) = (marker, Due::Unproven);
+    }
+
+    /// The partition's history was lost: all its channels go on from `position`.
+    fn reset_slot(&mut self, slot: usize, position: StreamId, gaps: &mut Batch) {
+        let after = self.slots[slot].position;
+        for sub in 0..self.subs.len() {
+            if usize::from(self.subs[sub].slot) == slot {
+                let topic = Arc::clone(&self.subs[sub].joined.topic);
+                self.tell_gap(&topic, after, None, GapReason::Reset, gaps);
+                if let Some(replay) = &mut self.replay {
+                    replay.subs[sub] = super::ReplaySub::default();
+                }
+            }
+        }
+        let slot = &mut self.slots[slot];
+        (slot.position, slot.exempt, slot.verified) = (position, StreamId::ZERO, true);
+    }
+
+    fn tell_gap(
+        &self,
+        topic: &Topic,
+        after: StreamId,
+        oldest: Option<StreamId>,
+        reason: GapReason,
+        gaps: &mut Batch,
+    ) {
+        let at = |id: StreamId| id.at(topic.partition());
+        gaps.push(sse::encode_gap(Some(topic.channel()), Some(at(after)), oldest.map(at), reason));
+    }
+}

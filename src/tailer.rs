@@ -1,0 +1,126 @@
+//! The tailer: one task per partition that follows the feed and releases what is new to the topics.
+//!
+//! ```text
+//! follow(W) -> refs -> look (which topics care) -> read_new -> release (rings, then W, then wake) -> follow
+//! ```
+//!
+//! Invariants: topics get every event of their channel in id order up to W, or begin anew where that is
+//! impossible; a failing log changes nothing, the loop goes on from W.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::fanout::{Hub, Look};
+use crate::id::Partition;
+use crate::log::{Followed, Log, LogError, Ref};
+
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
+const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
+
+/// A healthy tailer finishes a turn at least this often: the log answers a follow within about a second.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
+
+/// A tailer's sign of life.
+pub struct Pulse(Mutex<Instant>);
+
+impl Pulse {
+    /// Whether no turn has been finished, well or badly, for so long that the tailer must hang.
+    pub fn is_stuck(&self) -> bool {
+        self.0.lock().elapsed() > STUCK_AFTER
+    }
+
+    fn beat(&self) {
+        *self.0.lock() = Instant::now();
+    }
+}
+
+/// Follows one partition until `stop`.
+pub struct Tailer {
+    partition: Partition,
+    log: Arc<dyn Log>,
+    hub: Arc<Hub>,
+    pulse: Arc<Pulse>,
+    retry_delay: Duration,
+}
+
+impl Tailer {
+    /// A tailer that goes on from the hub's watermark.
+    pub fn new(partition: Partition, log: Arc<dyn Log>, hub: Arc<Hub>) -> Self {
+        let pulse = Arc::new(Pulse(Mutex::new(Instant::now())));
+        Self { partition, log, hub, pulse, retry_delay: RETRY_DELAY_MIN }
+    }
+
+    /// Tells whether the tailer still runs.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// Runs until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        while let Some(turn) = stop.run_until_cancelled(self.turn()).await {
+            match turn {
+                Ok(()) => {
+                    self.pulse.beat();
+                    self.retry_delay = RETRY_DELAY_MIN;
+                }
+                Err(error) => {
+                    if self.retry_delay == RETRY_DELAY_MIN {
+                        tracing::warn!(%error, partition = self.partition.0, "the tailer waits for the log");
+                    }
+                    let delay = self.retry_delay.mul_f64(0.5 + rand::random::<f64>());
+                    self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
+                    if stop.run_until_cancelled(sleep(delay)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn turn(&self) -> Result<(), LogError> {
+        let watermark = self.hub.marks(self.partition).watermark;
+        match self.log.follow(self.partition, watermark).await? {
+            Followed::Refs(refs) if refs.is_empty() => self.hub.pages.expire(),
+            Followed::Refs(refs) => self.release(&refs).await,
+            Followed::Trimmed(last) => {
+                tracing::warn!(partition = self.partition.0, %watermark, %last, "refs were trimmed before this node read them; its sessions turn to the log");
+                self.hub.jump(self.partition, last);
+            }
+            Followed::RolledBack => {
+                let tail = self.log.reset(self.partition, watermark).await?;
+                tracing::error!(partition = self.partition.0, %watermark, epoch = %tail.epoch, "the log lost history; sessions are told with a gap");
+                self.hub.reset(self.partition, tail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Once looked at, refs must be released: the reading is repeated until it succeeds.
+    async fn release(&self, refs: &[Ref]) {
+        let look = self.hub.look(self.partition, refs);
+        let events = self.read_new(&look).await;
+        self.hub.release(look, events);
+    }
+
+    async fn read_new(&self, look: &Look) -> Vec<Vec<crate::event::Event>> {
+        let wants = look.wants();
+        if wants.is_empty() {
+            return Vec::new();
+        }
+        let mut delay = RETRY_DELAY_MIN;
+        loop {
+            match self.log.read_new(self.partition, &wants).await {
+                Ok(events) => return events,
+                Err(error) => {
+                    tracing::warn!(%error, partition = self.partition.0, "announced events cannot be read yet");
+                    sleep(delay.mul_f64(0.5 + rand::random::<f64>())).await;
+                    delay = (delay * 2).min(RETRY_DELAY_MAX);
+                }
+            }
+        }
+    }
+}
