@@ -1,1 +1,38 @@
-//! Integration tests.
+//! Integration tests: the real binary, real `redis-server` processes, real sockets, one sentence a test.
+//!
+//! Every test states something that `headwater`'s users may rely on, most of them for both stores (see
+//! `both_stores!` in `support.rs`). Nothing here shares code with the product's own encoder or reader: what
+//! is proven is what an independent client sees. Random tests print their seed; `HEADWATER_TEST_SEED` replays it.
+
+#[cfg(test)]
+#[macro_use]
+mod support;
+
+#[cfg(test)]
+mod browser;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod contract_control;
+#[cfg(test)]
+mod contract_publish;
+#[cfg(test)]
+mod contract_subscribe;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod earthquakes;
+#[cfg(test)]
+mod injection;
+#[cfg(test)]
+mod management;
+#[cfg(test)]
+mod proxy_cut;
+#[cfg(test)]
+mod redis_view;
+#[cfg(test)]
+mod resume;
+#[cfg(test)]
+mod shutdown;
+#[cfg(test)]
+mod slow;

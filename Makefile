@@ -1,0 +1,36 @@
+# `make test` installs what is missing and runs everything that a change must pass.
+
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+.PHONY: run
+run: ## Start a broker on 127.0.0.1:8080 with an embedded log in ./headwater-data
+	$(CARGO) run --locked --release -- serve
+
+.PHONY: setup
+setup: ## Install what the tests need beside Rust
+	@bash tests/setup.sh
+
+.PHONY: test
+test: setup lint ## Install what is missing, then run every check and test
+	@echo "== unit, property and integration tests"
+	$(CARGO) test --locked --no-fail-fast
+
+.PHONY: lint
+lint: ## Check format and lints; warnings are errors
+	@echo "== format"
+	$(CARGO) fmt --all --check
+	@echo "== lints"
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+.PHONY: bench
+bench: ## Measure the hot functions
+	$(CARGO) bench --locked

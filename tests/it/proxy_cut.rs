@@ -1,0 +1,150 @@
+//! A bad network between the broker and Redis, and between clients and the broker: sessions stay, publishers get
+//! a clear answer, and nothing is lost or repeated when the network is back.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::support::{Broker, Ledger, Mode, Proxy, Redis, Subscribe, read_log, until};
+
+const CHANNELS: [&str; 2] = ["a", "b"];
+const WRITERS: usize = 3;
+const EVENTS_PER_WRITER: usize = 60;
+
+/// Publishes with keys, trying again until it is acknowledged.
+async fn write(broker: &Broker, writer: usize, ledger: &Ledger) {
+    for number in 0..EVENTS_PER_WRITER {
+        let channel = CHANNELS[number % CHANNELS.len()];
+        let data = format!("{channel}/{writer}/{number}");
+        let receipt = broker.http.publish_surely(channel, &data, &data).await;
+        ledger.acknowledge(&data, &receipt.id);
+    }
+}
+
+/// Does one thing after the other to the network, each once the writers got on since the last.
+async fn harm(proxy: &Proxy, broker: &Broker, ledger: &Ledger) {
+    let harms =
+        [Mode::Pass, Mode::LoseAnswers, Mode::Refuse, Mode::Stall, Mode::HalfClose, Mode::LoseAnswers];
+    for (number, mode) in harms.into_iter().enumerate() {
+        let enough = (number + 1) * WRITERS * EVENTS_PER_WRITER / (harms.len() + 2);
+        until("the writers get on", async || (ledger.acknowledged() >= enough).then_some(())).await;
+        let lost = proxy.answers_lost();
+        proxy.set(mode);
+        match mode {
+            Mode::LoseAnswers => {
+                until("an answer is lost", async || (proxy.answers_lost() > lost).then_some(())).await;
+            }
+            Mode::Refuse => proxy.cut(),
+            _ => {}
+        }
+        if mode != Mode::Pass {
+            until("the trouble is noticed", async || {
+                let answer = broker.http.post("/channels/probe/events", &json!({ "data": number })).await;
+                (answer.status == 503).then_some(())
+            })
+            .await;
+        }
+        proxy.cut();
+        proxy.set(Mode::Pass);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_key() {
+    let redis = Arc::new(Redis::start().await);
+    let proxy = Proxy::to(redis.port()).await;
+    let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).set("retention.max_length", "100000");
+    let broker = broker.start().await;
+    let mut steady = Subscribe::to(&CHANNELS).connect(broker.addr).await;
+    let ledger = Ledger::default();
+    tokio::join!(
+        join_all((0..WRITERS).map(|writer| write(&broker, writer, &ledger))),
+        harm(&proxy, &broker, &ledger),
+    );
+    let (mut log, _) = read_log(broker.addr, &CHANNELS).await;
+    log.pop();
+    assert_eq!(log.len(), WRITERS * EVENTS_PER_WRITER);
+    ledger.check(&log).unwrap_or_else(|why| panic!("{why}"));
+    let got: Vec<String> =
+        steady.events(log.len()).await.into_iter().map(|event| event.last_event_id).collect();
+    let expected: Vec<String> = log.into_iter().map(|stored| stored.id).collect();
+    assert_eq!(got, expected, "the session stayed and missed nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told() {
+    let redis = Arc::new(Redis::start().await);
+    let proxy = Proxy::to(redis.port()).await;
+    let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
+    let mut steady = Subscribe::to(&["a"]).connect(broker.addr).await;
+    let first = broker.http.publish("a", "before").await;
+    assert_eq!(steady.one().await, "before");
+
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    let refusal = until("a publish is refused", async || {
+        let answer = broker.http.post("/channels/a/events", &json!({ "data": "refused" })).await;
+        let problem = (answer.status == 503).then(|| answer.problem(503))?;
+        // The first one may have been under way when the connection broke.
+        (problem["outcome"] == "not_published").then_some(problem)
+    });
+    assert!(refusal.await["title"].is_string());
+    let degraded = until("the node says that it is degraded", async || {
+        let answer = broker.http.get("/readyz").await.expect(200).json();
+        (answer["degraded"] == json!(["redis"])).then_some(())
+    });
+    degraded.await;
+    assert_eq!(broker.http.get("/readyz?strict=1").await.status, 503);
+    broker.http.get("/healthz").await.expect(200);
+    let mut waiting = Subscribe::to(&["a"]).after(&first.id).open(broker.addr).await;
+    assert_eq!(waiting.status, 200, "a new stream is accepted and waits");
+
+    proxy.set(Mode::Pass);
+    let after = broker.http.publish_surely("a", "key", "after").await;
+    for reader in [&mut steady, &mut waiting] {
+        let event = until("the event after the outage", async || {
+            let event = reader.next().await.expect("the stream goes on");
+            (event.kind == "message" && event.data != "refused").then_some(event)
+        });
+        assert_eq!(event.await.last_event_id, after.id);
+    }
+    until("the node is whole again", async || {
+        let answer = broker.http.get("/readyz?strict=1").await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_freezes_delays_sessions_and_loses_nothing() {
+    let redis = Arc::new(Redis::start().await);
+    let broker = Broker::on_redis(&redis).start().await;
+    let mut steady = Subscribe::to(&["a"]).connect(broker.addr).await;
+    broker.http.publish("a", "before").await;
+    redis.pause();
+    let refused =
+        broker.http.post("/channels/a/events", &json!({ "data": "frozen", "idempotency_key": "k" })).await;
+    let outcome = refused.problem(503)["outcome"].clone();
+    assert!(["unknown", "not_published"].contains(&outcome.as_str().unwrap()), "{outcome}");
+    redis.resume();
+    broker.http.publish_surely("a", "k", "frozen").await;
+    broker.http.publish_surely("a", "fence", "fence").await;
+    assert_eq!(steady.data(3).await, ["before", "frozen", "fence"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_behind_a_slow_and_stalling_network_gets_everything() {
+    let broker = Broker::start(crate::support::Store::Embedded).await;
+    let proxy = Proxy::to(broker.addr.port()).await;
+    let mut reader = Subscribe::to(&["a"]).header("Host", "localhost").connect(proxy.addr()).await;
+    let texts: Vec<String> = (0..200).map(|n| format!("{n} {}", "x".repeat(500))).collect();
+    proxy.set(Mode::Slow(700));
+    broker.http.publish_all("a", &texts).await;
+    assert_eq!(reader.data(100).await, texts[..100]);
+    proxy.set(Mode::Stall);
+    broker.http.publish("a", "while nothing passed").await;
+    proxy.set(Mode::Pass);
+    assert_eq!(reader.data(100).await, texts[100..]);
+    assert_eq!(reader.one().await, "while nothing passed");
+}

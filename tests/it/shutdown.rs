@@ -1,0 +1,94 @@
+//! SIGTERM: every session ends in bounded time with a reason and a hint when to come back, spread out, and nothing
+//! acknowledged is lost.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::support::{Broker, Store, Subscribe, Writers, read_log, seeded, until};
+
+/// The drain deadline that these tests configure, and what a busy machine may add.
+const DRAIN: &str = "3s";
+const BOUND: Duration = Duration::from_secs(8);
+
+async fn every_session_is_told_to_come_back_and_not_all_at_once(store: Store) {
+    let mut broker =
+        Broker::on(store).await.set("drain.deadline", DRAIN).set("sse.retry", "1s").start().await;
+    let mut readers = join_all((0..30).map(async |_| Subscribe::to(&["a"]).connect(broker.addr).await)).await;
+    broker.http.publish("a", "last").await;
+    for reader in &mut readers {
+        assert_eq!(reader.one().await, "last");
+    }
+
+    let start = Instant::now();
+    broker.sigterm();
+    let ends = join_all(readers.iter_mut().map(async |reader| {
+        let closing = reader.next_control("closing").await;
+        assert_eq!(closing.json(), json!({ "reason": "shutdown", "reconnect": true }));
+        assert_eq!(closing.id, None, "an end moves no cursor");
+        let back = Duration::from_millis(closing.retry.expect("the end hints when to come back"));
+        reader.end().await;
+        start.elapsed() + back
+    }));
+    let back = ends.await;
+    assert!(start.elapsed() < BOUND, "the sessions ended within {BOUND:?}");
+    let (first, last) = (back.iter().min().unwrap(), back.iter().max().unwrap());
+    assert!(*last > *first + Duration::from_millis(100), "they all come back between {first:?} and {last:?}");
+
+    assert_eq!(broker.exit_status().await.code(), Some(0));
+    assert!(start.elapsed() < BOUND);
+}
+
+async fn a_client_that_does_not_read_cannot_hold_up_the_end(store: Store) {
+    let setup = Broker::on(store).await.set("drain.deadline", DRAIN).set("sse.write_timeout", "60s");
+    let mut broker = setup.start().await;
+    let stuck = Subscribe::to(&["a"]).receive_buffer(4_096).connect(broker.addr).await;
+    let large = vec!["x".repeat(200_000); 20];
+    broker.http.publish_all("a", &large).await;
+    let start = Instant::now();
+    broker.sigterm();
+    assert_eq!(broker.exit_status().await.code(), Some(0));
+    assert!(start.elapsed() < BOUND, "it took {:?}", start.elapsed());
+    drop(stuck);
+}
+
+async fn nothing_acknowledged_before_the_end_is_lost(store: Store) {
+    let mut rng = seeded();
+    let setup = Broker::on(store).await.set("drain.deadline", DRAIN).set("retention.max_length", "100000");
+    let mut broker = setup.start().await;
+    let channels = ["a", "b"];
+    let writers = Writers::start(&[broker.addr], &channels, (4, 150), &mut rng);
+    until("writers are at work", async || (writers.acknowledged() > 150).then_some(())).await;
+    broker.sigterm();
+    assert_eq!(broker.exit_status().await.code(), Some(0));
+    broker.restart().await;
+    let ledger = writers.done().await;
+    let (mut log, _) = read_log(broker.addr, &channels).await;
+    log.pop();
+    ledger.check(&log).unwrap_or_else(|why| panic!("{why}"));
+}
+
+async fn a_draining_node_is_not_ready_but_still_serves(store: Store) {
+    let setup = Broker::on(store).await.set("drain.delay", "1s").set("drain.deadline", DRAIN);
+    let mut broker = setup.start().await;
+    let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
+    broker.sigterm();
+    until("the node says that it drains", async || {
+        let answer = broker.http.get("/readyz").await;
+        (answer.status == 503).then_some(())
+    })
+    .await;
+    broker.http.get("/healthz").await.expect(200);
+    broker.http.publish("a", "still serving").await;
+    assert_eq!(reader.one().await, "still serving");
+    assert_eq!(reader.next_control("closing").await.json()["reason"], "shutdown");
+    assert_eq!(broker.exit_status().await.code(), Some(0));
+}
+
+both_stores!(
+    every_session_is_told_to_come_back_and_not_all_at_once,
+    a_client_that_does_not_read_cannot_hold_up_the_end,
+    nothing_acknowledged_before_the_end_is_lost,
+    a_draining_node_is_not_ready_but_still_serves,
+);

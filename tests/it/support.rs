@@ -1,0 +1,57 @@
+//! What the tests stand on: processes to start, a client to read with, a bad network, and a recorder that proves
+//! what a client got.
+//!
+//! Invariant: nothing outlives its test. Brokers, Redis servers and proxies end when they are dropped, and a
+//! broker that panicked fails the test that started it.
+
+pub(crate) mod broker;
+pub(crate) mod http;
+pub(crate) mod load;
+pub(crate) mod proxy;
+pub(crate) mod recorder;
+pub(crate) mod redis;
+pub(crate) mod sse;
+pub(crate) mod sse_parser;
+pub(crate) mod until;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+pub(crate) use broker::{Broker, Store};
+pub(crate) use http::Http;
+pub(crate) use load::{Fleet, Writers, read_log};
+pub(crate) use proxy::{Mode, Proxy};
+pub(crate) use recorder::Ledger;
+pub(crate) use redis::Redis;
+pub(crate) use sse::Subscribe;
+pub(crate) use sse_parser::Event;
+pub(crate) use until::{until, within};
+
+/// Runs each of the named `async fn(Store)` as a test against the embedded log and against Redis.
+macro_rules! both_stores {
+    ($($test:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Store::Embedded).await;
+            })+
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Store::Redis).await;
+            })+
+        }
+    };
+}
+
+/// The cursor before every event, which is what `earliest` means.
+pub(crate) const ZERO_CURSOR: &str = "00000000000000000000000000";
+
+/// A random generator whose seed is printed, so that a failure can be replayed.
+pub(crate) fn seeded() -> StdRng {
+    let given = std::env::var("HEADWATER_TEST_SEED").ok();
+    let seed = given.map_or_else(rand::random, |text| text.parse().expect("HEADWATER_TEST_SEED is a number"));
+    eprintln!("replay with HEADWATER_TEST_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}

@@ -1,0 +1,284 @@
+//! The real binary as a child process, and everything a test does to it.
+//!
+//! Invariant: a broker ends with the [`Broker`] that started it, and one that panicked fails its test. What it
+//! printed is shown when a test fails.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::http::Http;
+use super::redis::Redis;
+use super::until::until;
+
+/// Path of the binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_headwater");
+
+/// How many lines of a broker's output a failing test shows.
+const LINES_SHOWN: usize = 200;
+
+/// Where events are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// In the broker's own directory.
+    Embedded,
+    /// In a `redis-server` of the test.
+    Redis,
+}
+
+/// A broker about to be started.
+pub(crate) struct Builder {
+    redis: Option<Arc<Redis>>,
+    /// Replaces the server's own address, as when a proxy stands before it.
+    redis_url: Option<String>,
+    settings: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Sets a configuration key by its dotted name, as in `set("sse.retry", "50ms")`.
+    pub(crate) fn set(mut self, key: &str, value: &str) -> Self {
+        let name = format!("HEADWATER_{}", key.to_uppercase().replace('.', "__"));
+        self.settings.push((name, value.into()));
+        self
+    }
+
+    /// Reaches its Redis at this address.
+    pub(crate) fn through(mut self, redis_url: &str) -> Self {
+        self.redis_url = Some(redis_url.into());
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) async fn start(self) -> Broker {
+        let redis_url = self.redis_url.or_else(|| Some(self.redis.as_ref()?.url()));
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let process = Process::start(dir.path(), redis_url.as_deref(), &self.settings, 0);
+        let addr = process.address().await;
+        let http = Http::new(addr);
+        let broker =
+            Broker { addr, http, redis: self.redis, redis_url, settings: self.settings, dir, process };
+        broker.ready().await;
+        broker
+    }
+}
+
+/// A running broker.
+pub(crate) struct Broker {
+    /// Where it listens; a restart keeps it.
+    pub(crate) addr: SocketAddr,
+    /// A client of it.
+    pub(crate) http: Http,
+    redis: Option<Arc<Redis>>,
+    redis_url: Option<String>,
+    settings: Vec<(String, String)>,
+    dir: TempDir,
+    process: Process,
+}
+
+impl Broker {
+    /// A broker on this kind of store with a Redis of its own, in the configuration that everybody gets.
+    pub(crate) async fn on(store: Store) -> Builder {
+        let redis = match store {
+            Store::Embedded => None,
+            Store::Redis => Some(Arc::new(Redis::start().await)),
+        };
+        Builder { redis, redis_url: None, settings: Vec::new() }
+    }
+
+    /// A broker on a Redis that the test started.
+    pub(crate) fn on_redis(redis: &Arc<Redis>) -> Builder {
+        Builder { redis: Some(redis.clone()), redis_url: None, settings: Vec::new() }
+    }
+
+    /// [`Broker::on`], started.
+    pub(crate) async fn start(store: Store) -> Self {
+        Self::on(store).await.start().await
+    }
+
+    /// The Redis that it keeps its events in.
+    pub(crate) fn redis(&self) -> &Arc<Redis> {
+        self.redis.as_ref().expect("the test runs on Redis")
+    }
+
+    /// Its address as clients write it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Where the embedded log is.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Ends it without any warning.
+    pub(crate) fn kill9(&mut self) {
+        self.process.end();
+    }
+
+    /// Asks it to end, as an orchestrator does.
+    pub(crate) fn sigterm(&self) {
+        kill_process(self.process.pid(), Signal::TERM).expect("the broker takes signals");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn exit_status(&mut self) -> ExitStatus {
+        until("the broker exits", async || {
+            self.process.child.try_wait().expect("the broker can be waited for")
+        })
+        .await
+    }
+
+    /// Starts it again on its port and its data, and waits until it is ready.
+    pub(crate) async fn restart(&mut self) {
+        self.restart_unready().await;
+        self.ready().await;
+    }
+
+    /// [`Broker::restart`] without waiting until it is ready.
+    pub(crate) async fn restart_unready(&mut self) {
+        self.process.end();
+        self.process.assert_no_panic();
+        let (dir, port) = (self.dir.path(), self.addr.port());
+        self.process = Process::start(dir, self.redis_url.as_deref(), &self.settings, port);
+        assert_eq!(self.process.address().await, self.addr);
+        self.http = Http::new(self.addr);
+    }
+
+    /// Memory that the process holds, in bytes (`proc(5)`, `VmRSS`).
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.child.id());
+        let status = std::fs::read_to_string(path).expect("Linux shows what a process holds");
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a living process has memory");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib * 1024
+    }
+
+    async fn ready(&self) {
+        until("GET /readyz answers 200", async || {
+            let answer = self.http.try_send(reqwest::Method::GET, "/readyz", &[], "").await;
+            answer.ok().filter(|answer| answer.status == 200)
+        })
+        .await;
+    }
+}
+
+/// The child process and what it prints.
+struct Process {
+    child: Child,
+    output: Output,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// Lines of both streams in the order in which they came.
+type Output = Arc<Mutex<Vec<String>>>;
+
+impl Process {
+    fn start(
+        dir: &std::path::Path,
+        redis_url: Option<&str>,
+        settings: &[(String, String)],
+        port: u16,
+    ) -> Self {
+        let mut command = command(&["serve", "--listen"]);
+        command.arg(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string());
+        command.current_dir(dir).arg("--data-dir").arg(dir.join("data"));
+        if let Some(url) = redis_url {
+            command.args(["--redis", url]);
+        }
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the broker's binary starts");
+        let output = Output::default();
+        let stdout = collect("stdout", child.stdout.take().expect("stdout is piped"), &output);
+        let stderr = collect("stderr", child.stderr.take().expect("stderr is piped"), &output);
+        Self { child, output, readers: vec![stdout, stderr] }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The address that it printed on standard output.
+    async fn address(&self) -> SocketAddr {
+        let found = until("the broker prints its address, or ends", async || {
+            // Its output ends when the process does: what is not there then never comes.
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
+            let found = self.output.lock().iter().find_map(|line| printed_address(line));
+            (ended || found.is_some()).then_some(found)
+        });
+        found.await.unwrap_or_else(|| panic!("the broker ended before it listened:\n{}", self.shown()))
+    }
+
+    /// Kills the process if it still runs, and reads its output to the end.
+    fn end(&mut self) {
+        // Either may fail only because the process is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for reader in self.readers.drain(..) {
+            reader.join().expect("reading output does not panic");
+        }
+    }
+
+    fn assert_no_panic(&self) {
+        let panicked = self.output.lock().iter().any(|line| line.contains("panicked at"));
+        assert!(!panicked, "the broker panicked:\n{}", self.shown());
+    }
+
+    fn shown(&self) -> String {
+        let output = self.output.lock();
+        output[output.len().saturating_sub(LINES_SHOWN)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+        if std::thread::panicking() {
+            eprintln!("what the broker printed:\n{}", self.shown());
+        } else {
+            self.assert_no_panic();
+        }
+    }
+}
+
+fn printed_address(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.strip_prefix("stdout: ")?.split_once("http://127.0.0.1:")?;
+    let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some(SocketAddr::from((Ipv4Addr::LOCALHOST, digits.parse().ok()?)))
+}
+
+fn collect(name: &'static str, from: impl Read + Send + 'static, output: &Output) -> JoinHandle<()> {
+    let output = output.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            output.lock().push(format!("{name}: {line}"));
+        }
+    })
+}
+
+/// The binary with these arguments and nothing of this process' own configuration.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(args);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HEADWATER_"))
+    {
+        command.env_remove(name);
+    }
+    command
+}
+
+#[test]
+fn the_printed_address_is_found_on_standard_output_only() {
+    let addr = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4711)));
+    assert_eq!(printed_address("stdout: Headwater listens on http://127.0.0.1:4711/"), addr);
+    assert_eq!(printed_address("stderr: Headwater listens on http://127.0.0.1:4711/"), None);
+    assert_eq!(printed_address("stdout: http://127.0.0.1:"), None);
+}

@@ -1,0 +1,290 @@
+//! The proof: what was acknowledged is in the log, and each client got the log's part that it asked for, exactly
+//! once and in order, or was told of a gap.
+//!
+//! A test publishes and notes every answer in a [`Ledger`]; each client notes what it reads in a [`Recorder`]
+//! over any number of connections; at the end both are compared with the log as a late reader finds it
+//! ([`Stored`]). One partition: ids compare as text.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use parking_lot::Mutex;
+
+use super::ZERO_CURSOR;
+use super::sse_parser::Event;
+
+/// An event as the log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Its id as a ULID.
+    pub(crate) id: String,
+    /// Its channel.
+    pub(crate) channel: String,
+    /// Its data as text. Tests that use a ledger publish every text once.
+    pub(crate) data: String,
+}
+
+impl Stored {
+    /// Reads an event of a stream with `envelope=1`.
+    pub(crate) fn from_envelope(event: &Event) -> Self {
+        let envelope = event.json();
+        let text =
+            |name: &str| envelope[name].as_str().unwrap_or_else(|| panic!("no {name}: {event:?}")).to_owned();
+        Self { id: text("id"), channel: text("channel"), data: text("data") }
+    }
+}
+
+/// What publishers were told.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// Id by data.
+    acknowledged: Mutex<BTreeMap<String, String>>,
+    /// Data of publishes whose answer was lost or said `unknown`.
+    uncertain: Mutex<BTreeSet<String>>,
+}
+
+impl Ledger {
+    /// The broker answered that it holds this event.
+    pub(crate) fn acknowledge(&self, data: &str, id: &str) {
+        let before = self.acknowledged.lock().insert(data.into(), id.into());
+        assert!(before.is_none(), "{data:?} was published twice by the test itself");
+    }
+
+    /// Nobody can know whether this event was appended.
+    pub(crate) fn doubt(&self, data: &str) {
+        self.uncertain.lock().insert(data.into());
+    }
+
+    /// How many events were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.acknowledged.lock().len()
+    }
+
+    /// Compares with everything that the log holds: what was acknowledged is there under its id, and what is
+    /// there was acknowledged or in doubt, once.
+    pub(crate) fn check(&self, log: &[Stored]) -> Result<(), String> {
+        let held: BTreeMap<&str, &str> = log.iter().map(|e| (e.data.as_str(), e.id.as_str())).collect();
+        if held.len() != log.len() {
+            return Err(format!("{} events are in the log more than once", log.len() - held.len()));
+        }
+        let (acknowledged, uncertain) = (self.acknowledged.lock(), self.uncertain.lock());
+        for (data, id) in &*acknowledged {
+            match held.get(data.as_str()) {
+                Some(held) if held == id => {}
+                Some(held) => {
+                    return Err(format!("{data:?} was acknowledged as {id} and is in the log as {held}"));
+                }
+                None => return Err(format!("{data:?} was acknowledged as {id} and is not in the log")),
+            }
+        }
+        match held.keys().find(|data| !acknowledged.contains_key(**data) && !uncertain.contains(**data)) {
+            Some(data) => Err(format!("{data:?} is in the log and nobody was told")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One client over all its connections.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    name: String,
+    cursor: String,
+    connections: Vec<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    channels: BTreeSet<String>,
+    from: String,
+    to: String,
+    got: Vec<(String, String)>,
+    /// Channels that a gap was announced for.
+    gaps: BTreeSet<String>,
+}
+
+impl Recorder {
+    /// A client that starts from this cursor, a ULID or `earliest`.
+    pub(crate) fn new(name: impl Into<String>, cursor: &str) -> Self {
+        let cursor = if cursor == "earliest" { ZERO_CURSOR } else { cursor };
+        Self { name: name.into(), cursor: cursor.to_owned(), connections: Vec::new() }
+    }
+
+    /// What to resume from.
+    pub(crate) fn cursor(&self) -> &str {
+        &self.cursor
+    }
+
+    /// A new connection for these channels from [`Recorder::cursor`].
+    pub(crate) fn connect<'a>(&mut self, channels: impl IntoIterator<Item = &'a str>) {
+        self.connections.push(Connection {
+            channels: channels.into_iter().map(ToOwned::to_owned).collect(),
+            from: self.cursor.clone(),
+            to: self.cursor.clone(),
+            got: Vec::new(),
+            gaps: BTreeSet::new(),
+        });
+    }
+
+    /// An event came. Ids may never go back, and a published event's id must be new.
+    pub(crate) fn take(&mut self, event: &Event) {
+        let connection = self.connections.last_mut().expect("connect comes first");
+        let (name, id) = (&self.name, &event.last_event_id);
+        if !event.is_control() {
+            assert!(*id > connection.to, "{name}: {id} came after {}: {event:?}", connection.to);
+            connection.got.push((id.clone(), event.data.clone()));
+        } else if event.kind == "gap" {
+            let channel = event.json()["channel"].as_str().unwrap_or_default().to_owned();
+            connection.gaps.insert(channel);
+        }
+        if event.kind == "connected" {
+            assert_eq!(*id, connection.from, "{name}: the stream starts somewhere else: {event:?}");
+        }
+        assert!(*id >= connection.to, "{name}: the cursor went back from {}: {event:?}", connection.to);
+        connection.to.clone_from(id);
+        self.cursor.clone_from(id);
+    }
+
+    /// The cursor moved without an event.
+    pub(crate) fn moved_to(&mut self, cursor: &str) {
+        let connection = self.connections.last_mut().expect("connect comes first");
+        assert!(*cursor >= *connection.to, "{}: the cursor went back to {cursor}", self.name);
+        cursor.clone_into(&mut connection.to);
+        cursor.clone_into(&mut self.cursor);
+    }
+
+    /// How many gaps were announced.
+    pub(crate) fn gaps(&self) -> usize {
+        self.connections.iter().map(|connection| connection.gaps.len()).sum()
+    }
+
+    /// How many published events came.
+    pub(crate) fn received(&self) -> usize {
+        self.connections.iter().map(|connection| connection.got.len()).sum()
+    }
+
+    /// Compares with everything that the log holds, in order: on each connection exactly the events of its channels
+    /// between where it started and where it ended; where a gap was announced, only the oldest may lack.
+    pub(crate) fn check(&self, log: &[Stored]) -> Result<(), String> {
+        for (number, connection) in self.connections.iter().enumerate() {
+            connection.check(log).map_err(|why| {
+                let Self { name, .. } = self;
+                let Connection { from, to, channels, .. } = connection;
+                format!("{name}, connection {number} from {from} to {to} for {channels:?}: {why}")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    fn check(&self, log: &[Stored]) -> Result<(), String> {
+        let mut got = self.got.iter().peekable();
+        let mut seen_of = BTreeSet::new();
+        for event in
+            log.iter().filter(|e| e.id > self.from && e.id <= self.to && self.channels.contains(&e.channel))
+        {
+            if got.peek().is_some_and(|(id, data)| *id == event.id && *data == event.data) {
+                got.next();
+                seen_of.insert(&event.channel);
+            } else if !self.gaps.contains(&event.channel) || seen_of.contains(&event.channel) {
+                return Err(format!("expected {event:?}, got {:?}", got.peek()));
+            }
+        }
+        match got.next() {
+            Some(extra) => Err(format!("{extra:?} came and is not in the log there")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> Vec<Stored> {
+        let entry = |(id, channel): &(&str, &str)| Stored {
+            id: (*id).to_owned(),
+            channel: (*channel).to_owned(),
+            data: format!("d{id}"),
+        };
+        [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"), ("5", "a")].iter().map(entry).collect()
+    }
+
+    fn event(id: &str) -> Event {
+        Event { last_event_id: id.into(), kind: "message".into(), data: format!("d{id}"), ..Event::default() }
+    }
+
+    fn control(id: &str, kind: &str, data: &str) -> Event {
+        Event { last_event_id: id.into(), kind: kind.into(), data: data.into(), ..Event::default() }
+    }
+
+    fn client(connections: &[&[Event]]) -> Recorder {
+        let mut client = Recorder::new("client", "earliest");
+        for connection in connections {
+            client.connect(["a", "b"]);
+            connection.iter().for_each(|event| client.take(event));
+        }
+        client
+    }
+
+    #[test]
+    fn exactly_the_channels_of_a_connection_in_order_pass() {
+        let whole = client(&[
+            &[event("1"), event("2")],
+            &[],
+            &[event("3"), control("4", "heartbeat", "{}"), event("5")],
+        ]);
+        assert_eq!(whole.check(&log()), Ok(()));
+        assert_eq!((whole.received(), whole.gaps()), (4, 0));
+        let not_yet = client(&[&[event("1")]]);
+        assert_eq!(not_yet.check(&log()), Ok(()), "what follows the cursor may still come");
+    }
+
+    #[test]
+    fn a_lost_a_foreign_and_a_skipped_event_are_found() {
+        assert!(client(&[&[event("1"), event("3")]]).check(&log()).is_err(), "2 is lost");
+        assert!(
+            client(&[&[event("1")], &[event("3")]]).check(&log()).is_err(),
+            "2 is lost between connections"
+        );
+        let skipped = client(&[&[event("1"), control("2", "heartbeat", "{}")]]);
+        assert!(skipped.check(&log()).is_err(), "a heartbeat moved the cursor over 2");
+        let foreign = client(&[&[event("1"), event("2"), event("3"), event("4")]]);
+        assert!(foreign.check(&log()).is_err(), "4 is of another channel");
+    }
+
+    #[test]
+    #[should_panic(expected = "came after")]
+    fn a_repeated_event_is_found() {
+        client(&[&[event("1")], &[event("1")]]);
+    }
+
+    #[test]
+    fn a_gap_excuses_only_the_oldest_of_its_channel() {
+        let gap = || control("00000000000000000000000000", "gap", r#"{"channel":"a"}"#);
+        assert_eq!(client(&[&[gap(), event("2"), event("3"), event("5")]]).check(&log()), Ok(()));
+        assert!(
+            client(&[&[gap(), event("1"), event("2"), event("5")]]).check(&log()).is_err(),
+            "3 is no older"
+        );
+        assert!(
+            client(&[&[gap(), event("3"), event("5")]]).check(&log()).is_err(),
+            "2 is of another channel"
+        );
+    }
+
+    #[test]
+    fn the_ledger_finds_what_is_missing_repeated_or_unexplained() {
+        let ledger = Ledger::default();
+        for id in ["1", "2", "3", "4"] {
+            ledger.acknowledge(&format!("d{id}"), id);
+        }
+        assert!(ledger.check(&log()).is_err(), "nobody was told of 5");
+        ledger.doubt("d5");
+        assert_eq!(ledger.check(&log()), Ok(()));
+        assert_eq!(ledger.check(&log()[..4]), Ok(()), "a doubtful one may be missing");
+        assert!(ledger.check(&log()[1..]).is_err(), "1 was acknowledged");
+        let mut twice = log();
+        twice.push(Stored { id: "6".into(), ..twice[4].clone() });
+        assert!(ledger.check(&twice).is_err(), "5 is there twice");
+    }
+}
