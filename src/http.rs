@@ -121,7 +121,7 @@ pub fn router(app: Arc<App>) -> Router {
     } else {
         router
     };
-    router.layer(cors(&allowed))
+    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed))
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.

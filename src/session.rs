@@ -16,6 +16,8 @@
 mod flow;
 mod gather;
 mod opening;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use super::value;
 pub struct Sse {
     /// After so long without an event a heartbeat is sent.
     #[serde(
-        deserialize_with = "value::duration::<_, 100, { value::HOUR }>",
+        deserialize_with = "value::duration::<_, 10, { value::HOUR }>",
         serialize_with = "value::print_duration"
     )]
     pub heartbeat_interval: Duration,

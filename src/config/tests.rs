@@ -209,7 +209,7 @@ fn a_variable_that_is_not_utf8_is_named() {
 
 /// A file's text, and how the refusal goes on after the file's name.
 const REFUSED_VALUES: &[(&str, &str)] = &[
-    ("[sse]\nheartbeat_interval = '0s'", "sse.heartbeat_interval: must lie between 100ms and 1h, not \"0s\""),
+    ("[sse]\nheartbeat_interval = '0s'", "sse.heartbeat_interval: must lie between 10ms and 1h, not \"0s\""),
     (
         "[sse]\nheartbeat_interval = 30",
         "sse.heartbeat_interval: a duration needs its unit, as in \"30s\" or \"30ms\"",

@@ -1,4 +1,5 @@
-//! Protection of an open broker: only programs and pages of this machine get through.
+//! Guards before every handler: the size of the head, and the protection of an open broker, through which only
+//! programs and pages of this machine get.
 //!
 //! A page on another origin could reach a loopback port by a name of its own that resolves to 127.0.0.1 (DNS
 //! rebinding), and any page may send simple requests anywhere. So `Host` must be a loopback name, and
@@ -12,11 +13,23 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header;
 
+use super::listener::HEAD_BYTES_MAX;
 use super::problem::{Code, Problem};
 use crate::config::cors::AllowedOrigins;
 
 /// Who may use an open broker beside this machine's own pages.
 pub(super) type Allowed = Arc<AllowedOrigins>;
+
+/// Refuses a head that is too large; hyper does so too, but only when it has not all arrived at once.
+pub(super) async fn limited_head(request: Request, next: Next) -> Response {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let uri = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    if uri + headers.sum::<usize>() > HEAD_BYTES_MAX {
+        let detail = format!("path, query and headers have at most {HEAD_BYTES_MAX} bytes");
+        return Problem::new(Code::HeadTooLarge, detail).into_response();
+    }
+    next.run(request).await
+}
 
 /// Refuses requests that a page of somebody else may have caused.
 pub(super) async fn loopback_only(State(allowed): State<Allowed>, request: Request, next: Next) -> Response {

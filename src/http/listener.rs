@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::lifecycle::Scope;
 
 /// Bytes of a request's head, and about what hyper buffers for a client that does not read.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// A pause after an accept that failed for want of a resource, most often file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -63,6 +63,7 @@ codes! {
     ChannelBlocked "channel_blocked" CONFLICT "The channel's key holds something else",
     DataTooLarge "data_too_large" PAYLOAD_TOO_LARGE "The data of an event is too large",
     BatchTooLarge "batch_too_large" PAYLOAD_TOO_LARGE "A batch has too many events or bytes",
+    HeadTooLarge "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The head of the request is too large",
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The call does not take this content type",
     Overloaded "overloaded" SERVICE_UNAVAILABLE "The node has more to do than it takes on",
     Unavailable "unavailable" SERVICE_UNAVAILABLE "The log cannot be reached or does not take events now",

@@ -96,7 +96,7 @@ pub struct EmbeddedOptions {
 
 impl Default for EmbeddedOptions {
     fn default() -> Self {
-        Self { sweep_interval: Duration::from_secs(1), feed_refs_max: 100_000, cache_bytes: 64 * 1024 * 1024 }
+        Self { sweep_interval: Duration::from_secs(1), feed_refs_max: 100_000, cache_bytes: 16 * 1024 * 1024 }
     }
 }
 

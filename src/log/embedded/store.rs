@@ -30,10 +30,10 @@ use crate::log::LogError;
 const WORKER_THREADS: usize = 2;
 
 /// Size from which a memory table of events goes to disk, in bytes. Up to four of them may wait.
-const EVENTS_MEMTABLE_BYTES: u64 = 32 * 1024 * 1024;
+const EVENTS_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The same for the small keyspaces.
-const SMALL_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+const SMALL_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
 
 /// What has to be read again after a crash, at most about, in bytes.
 const JOURNAL_BYTES_MAX: u64 = 128 * 1024 * 1024;
