@@ -208,7 +208,7 @@ impl Config {
         Ok(Some(RedisOptions {
             endpoint,
             prefix: self.redis.prefix.clone(),
-            partitions: self.redis.partitions(),
+            partitions: self.redis.partitions,
             pool_size: self.redis.pool_size,
             allow_eviction: self.redis.allow_eviction,
             retention: self.retention_rules(),

@@ -11,9 +11,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::InvalidKey;
 use super::value::{self, Secret};
 
-/// Partitions of a cluster whose number was not chosen.
-const CLUSTER_PARTITIONS: u16 = 32;
-
 /// Longest prefix of keys in bytes.
 const PREFIX_BYTES_MAX: usize = 64;
 
@@ -32,9 +29,9 @@ pub struct Redis {
     /// First part of every key.
     #[serde(deserialize_with = "prefix")]
     pub prefix: String,
-    /// Number of partitions, fixed when the layout is created; see [`Redis::partitions`].
-    #[serde(default, deserialize_with = "value::optional_number::<_, u16, 1, 1024>")]
-    pub partitions: Option<u16>,
+    /// Number of partitions, fixed when the layout is created.
+    #[serde(deserialize_with = "value::number::<_, u16, 1, 1024>")]
+    pub partitions: u16,
     /// Connections for commands, beside those that follow the feeds.
     #[serde(deserialize_with = "value::number::<_, usize, 1, 256>")]
     pub pool_size: usize,
@@ -43,12 +40,6 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Number of partitions: what was configured, else 32 for a cluster and 1 for everything else.
-    pub fn partitions(&self) -> u16 {
-        let cluster = self.url.as_ref().is_some_and(RedisUrl::is_cluster);
-        self.partitions.unwrap_or(if cluster { CLUSTER_PARTITIONS } else { 1 })
-    }
-
     /// The password from `password` or `password_file`, `None` when the URL may have one. A line break at the
     /// end of the file does not count.
     ///
@@ -96,13 +87,16 @@ pub struct RedisUrl(String);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRedisUrl {
     /// Another scheme, or none.
-    #[error("expected a URL that starts with redis://, redis-sentinel:// or redis-cluster://")]
+    #[error("expected a URL that starts with redis://")]
     Scheme,
     /// A scheme that asks for TLS.
     #[error(
-        "this release speaks to Redis without TLS only: use redis://, redis-sentinel:// or redis-cluster:// over a trusted network or a local TLS proxy"
+        "this release speaks to Redis without TLS only: use redis:// over a trusted network or a local TLS proxy"
     )]
     Tls,
+    /// A scheme that asks for Sentinel or a cluster.
+    #[error("this release keeps its channels in one Redis server: use redis://host:port")]
+    Topology,
     /// Nothing names a host.
     #[error("the URL names no host; expected one as in redis://127.0.0.1:6379")]
     Host,
@@ -121,8 +115,9 @@ impl RedisUrl {
     pub fn parse(url: &str) -> Result<Self, InvalidRedisUrl> {
         let (scheme, rest) = url.split_once("://").ok_or(InvalidRedisUrl::Scheme)?;
         match scheme {
-            "redis" | "redis-sentinel" | "redis-cluster" => {}
+            "redis" => {}
             "rediss" | "rediss-sentinel" | "rediss-cluster" => return Err(InvalidRedisUrl::Tls),
+            "redis-sentinel" | "redis-cluster" => return Err(InvalidRedisUrl::Topology),
             _ => return Err(InvalidRedisUrl::Scheme),
         }
         if rest.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -141,11 +136,6 @@ impl RedisUrl {
     /// The whole URL with its password. Do not log it.
     pub fn expose(&self) -> &str {
         &self.0
-    }
-
-    /// Whether the nodes of a cluster are named.
-    pub fn is_cluster(&self) -> bool {
-        self.0.starts_with("redis-cluster:")
     }
 
     fn has_password(&self) -> bool {
@@ -231,11 +221,6 @@ mod tests {
             ("redis://app:s3cret@host:1/2", "redis://app:***@host:1/2"),
             ("redis://s3cret@host", "redis://***@host"),
             ("redis://a:s3cret@x@host", "redis://a:***@host"),
-            (
-                "redis-sentinel://u:s3cret@h:1?sentinelServiceName=m&sentinelPassword=s3cret",
-                "redis-sentinel://u:***@h:1?sentinelServiceName=m&sentinelPassword=***",
-            ),
-            ("redis-cluster://h:1?node=h2:2", "redis-cluster://h:1?node=h2:2"),
         ];
         for (url, printed) in cases {
             let url = RedisUrl::parse(url).unwrap();
@@ -247,6 +232,8 @@ mod tests {
     fn urls_that_this_release_cannot_serve_are_refused_in_words() {
         let cases = [
             ("", InvalidRedisUrl::Scheme),
+            ("redis-cluster://h:1?node=h2:2", InvalidRedisUrl::Topology),
+            ("redis-sentinel://h:1?sentinelServiceName=m", InvalidRedisUrl::Topology),
             ("127.0.0.1:6379", InvalidRedisUrl::Scheme),
             ("http://h", InvalidRedisUrl::Scheme),
             ("rediss://h", InvalidRedisUrl::Tls),

@@ -62,10 +62,7 @@ fn the_defaults_are_what_the_contract_says() {
     assert_eq!(config.server.node_id.as_str(), "node-1");
     assert_eq!(config.server.header_timeout, Duration::from_secs(10));
     assert!(config.redis.url.is_none());
-    assert_eq!(
-        (config.redis.prefix.as_str(), config.redis.partitions(), config.redis.pool_size),
-        ("hw", 1, 4)
-    );
+    assert_eq!((config.redis.prefix.as_str(), config.redis.partitions, config.redis.pool_size), ("hw", 1, 4));
     assert!(!config.redis.allow_eviction);
     assert_eq!(config.embedded.data_dir.to_str(), Some("./headwater-data"));
     assert_eq!(config.retention.max_length, Some(1_000));
@@ -391,14 +388,6 @@ fn retention_rules_inherit_what_they_leave_out() {
     for (channel, expected) in cases {
         assert_eq!(rules.of(&Channel::parse_stored(channel).unwrap()), expected, "{channel}");
     }
-}
-
-#[test]
-fn a_cluster_has_32_partitions_unless_told_otherwise() {
-    let partitions = |text: &str| in_file(text).load().redis.partitions();
-    assert_eq!(partitions("[redis]\nurl = 'redis-cluster://h'"), 32);
-    assert_eq!(partitions("[redis]\nurl = 'redis-cluster://h'\npartitions = 5"), 5);
-    assert_eq!(partitions("[redis]\nurl = 'redis-sentinel://h'"), 1);
 }
 
 #[test]
