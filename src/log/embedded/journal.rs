@@ -67,19 +67,35 @@ pub(super) fn check(dir: &Path, rewrite: bool) -> Result<Checked, JournalError> 
 
 fn check_file(path: &Path) -> Result<u64, JournalError> {
     let bytes = fs::read(path)?;
-    let end = intact_len(&bytes);
-    let tail = &bytes[end..];
-    if tail.iter().all(|byte| *byte == 0) {
+    // The file is allocated ahead: zeros at its end were never written.
+    let written = &bytes[..written_len(&bytes)];
+    let end = intact_len(written);
+    if end == written.len() {
         return Ok(0);
     }
-    if let Some(intact) = find_batch(tail) {
+    if let Some(intact) = find_batch(&written[end..]) {
         return Err(JournalError::Broken { path: path.to_owned(), at: end, intact: end + intact });
     }
     let file = OpenOptions::new().write(true).open(path)?;
     file.set_len(end as u64)?;
     file.sync_all()?;
-    let torn = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    Ok(torn as u64)
+    Ok((written.len() - end) as u64)
+}
+
+/// Length without the zeros at the end. A batch ends in its trailer, never in a zero.
+pub(super) fn written_len(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 4096;
+    let mut len = bytes.len();
+    while len > 0 {
+        let start = len.saturating_sub(BLOCK);
+        // Whole blocks are compared first: most of a journal may be zeros.
+        if bytes[start..len] == [0; BLOCK][..len - start] {
+            len = start;
+        } else {
+            return start + bytes[start..len].iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        }
+    }
+    0
 }
 
 fn rewrite_in_place(path: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
-//! The embedded log against the conformance suite; `disk` and `sweep` hold what only this log does.
+//! The embedded log against the conformance suite; `disk`, `group` and `sweep` hold what only this log does.
 
 mod disk;
+mod group;
 mod sweep;
 
 use std::sync::atomic::{AtomicU64, Ordering};
