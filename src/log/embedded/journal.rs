@@ -26,6 +26,9 @@ const TRAILER: &[u8] = b"FJL\x03";
 const START_BYTES: usize = 13;
 const END_BYTES: usize = 13;
 
+/// The database's `version` file when its journals have this format.
+const VERSION: &[u8] = b"FJL\x03";
+
 /// What is wrong with a journal.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JournalError {
@@ -50,7 +53,8 @@ pub(super) struct Checked {
 /// reached the disk, so what can be read is not yet what is kept.
 pub(super) fn check(dir: &Path, rewrite: bool) -> Result<Checked, JournalError> {
     let mut checked = Checked::default();
-    if !dir.try_exists()? {
+    // Any other format looks torn from its first byte on, and is fjall's to judge.
+    if fs::read(dir.join("version")).is_ok_and(|version| version != VERSION) || !dir.try_exists()? {
         return Ok(checked);
     }
     for entry in fs::read_dir(dir)? {
@@ -243,6 +247,16 @@ mod tests {
             "{error}"
         );
         assert!(fs::read(&path).unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_database_of_another_version_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written_by_the_database(dir.path(), 3);
+        fs::write(dir.path().join("version"), b"FJL\x04").unwrap();
+        fs::write(&path, b"who knows what").unwrap();
+        assert_eq!(check(dir.path(), false).unwrap(), Checked::default());
+        assert_eq!(fs::read(&path).unwrap(), b"who knows what");
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Groups: however requests fall into groups, the log holds what it would hold had they come one by one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -37,6 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
 struct Model {
     held: [Vec<StreamId>; 2],
     keys: HashMap<(usize, u8), StreamId>,
+    /// Ids that were given to events with a key.
+    keyed_ever: HashSet<StreamId>,
 }
 
 impl Model {
@@ -56,13 +58,10 @@ impl Model {
             Op::Keyed(which, key) => {
                 let keyed = keyed(&name(*which), "x", &key.to_string(), Duration::from_secs(60));
                 let receipt = append(vec![kept(keyed, retention)])[0];
-                match self.keys.get(&(*which, *key)) {
-                    Some(first) => assert_eq!((receipt.id, receipt.duplicate), (*first, true)),
-                    None => {
-                        assert!(!receipt.duplicate);
-                        self.keys.insert((*which, *key), receipt.id);
-                        self.held[*which].push(receipt.id);
-                    }
+                let first = *self.keys.entry((*which, *key)).or_insert(receipt.id);
+                assert_eq!((receipt.id, receipt.duplicate), (first, self.keyed_ever.contains(&first)));
+                if self.keyed_ever.insert(first) {
+                    self.held[*which].push(first);
                 }
             }
             Op::Purge(which) => {
