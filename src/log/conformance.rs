@@ -26,6 +26,8 @@ pub(crate) use proof::*;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::channel::Channel;
 use crate::event::{Data, Draft, Event, EventType, SkipList};
@@ -143,6 +145,12 @@ pub(crate) fn keyed(channel: &Channel, data: &str, key: &str, window: Duration) 
 
 pub(crate) fn kept(item: AppendItem, retention: Retention) -> AppendItem {
     AppendItem { retention, ..item }
+}
+
+/// Text that no compression makes much shorter.
+pub(crate) fn noise(len: usize) -> String {
+    let mut rng = StdRng::seed_from_u64(len as u64);
+    (0..len).map(|_| char::from(rng.random_range(b' '..=b'~'))).collect()
 }
 
 /// Appends requests to the partition of their first channel.

@@ -48,11 +48,8 @@ pub(crate) async fn any_text_comes_back(harness: &impl Harness) {
 }
 
 pub(crate) async fn a_large_event_comes_back(harness: &impl Harness) {
-    // Neither compressible to nothing nor all alike.
-    let noise = |n: u64| char::from(b' ' + (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 57) as u8 % 95);
-    let large: String = (0..256 * 1024).map(noise).collect();
     let drafts = vec![
-        draft("message", Format::Text, &large, None, &[]),
+        draft("message", Format::Text, &noise(256 * 1024), None, &[]),
         draft("message", Format::Text, "small", None, &[]),
         draft("message", Format::Text, &"\n".repeat(256 * 1024), None, &[]),
     ];

@@ -26,6 +26,9 @@ const TRAILER: &[u8] = b"FJL\x03";
 const START_BYTES: usize = 13;
 const END_BYTES: usize = 13;
 
+/// The database's `version` file when its journals have this format.
+const VERSION: &[u8] = b"FJL\x03";
+
 /// What is wrong with a journal.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum JournalError {
@@ -50,7 +53,8 @@ pub(super) struct Checked {
 /// reached the disk, so what can be read is not yet what is kept.
 pub(super) fn check(dir: &Path, rewrite: bool) -> Result<Checked, JournalError> {
     let mut checked = Checked::default();
-    if !dir.try_exists()? {
+    // Any other format looks torn from its first byte on, and is fjall's to judge.
+    if fs::read(dir.join("version")).is_ok_and(|version| version != VERSION) || !dir.try_exists()? {
         return Ok(checked);
     }
     for entry in fs::read_dir(dir)? {
@@ -67,19 +71,35 @@ pub(super) fn check(dir: &Path, rewrite: bool) -> Result<Checked, JournalError> 
 
 fn check_file(path: &Path) -> Result<u64, JournalError> {
     let bytes = fs::read(path)?;
-    let end = intact_len(&bytes);
-    let tail = &bytes[end..];
-    if tail.iter().all(|byte| *byte == 0) {
+    // The file is allocated ahead: zeros at its end were never written.
+    let written = &bytes[..written_len(&bytes)];
+    let end = intact_len(written);
+    if end == written.len() {
         return Ok(0);
     }
-    if let Some(intact) = find_batch(tail) {
+    if let Some(intact) = find_batch(&written[end..]) {
         return Err(JournalError::Broken { path: path.to_owned(), at: end, intact: end + intact });
     }
     let file = OpenOptions::new().write(true).open(path)?;
     file.set_len(end as u64)?;
     file.sync_all()?;
-    let torn = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    Ok(torn as u64)
+    Ok((written.len() - end) as u64)
+}
+
+/// Length without the zeros at the end. A batch ends in its trailer, never in a zero.
+pub(super) fn written_len(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 4096;
+    let mut len = bytes.len();
+    while len > 0 {
+        let start = len.saturating_sub(BLOCK);
+        // Whole blocks are compared first: most of a journal may be zeros.
+        if bytes[start..len] == [0; BLOCK][..len - start] {
+            len = start;
+        } else {
+            return start + bytes[start..len].iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        }
+    }
+    0
 }
 
 fn rewrite_in_place(path: &Path) -> io::Result<()> {
@@ -227,6 +247,16 @@ mod tests {
             "{error}"
         );
         assert!(fs::read(&path).unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_database_of_another_version_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = written_by_the_database(dir.path(), 3);
+        fs::write(dir.path().join("version"), b"FJL\x04").unwrap();
+        fs::write(&path, b"who knows what").unwrap();
+        assert_eq!(check(dir.path(), false).unwrap(), Checked::default());
+        assert_eq!(fs::read(&path).unwrap(), b"who knows what");
     }
 
     proptest! {

@@ -1,4 +1,8 @@
-//! The embedded log against the conformance suite, and what only it does: the disk.
+//! The embedded log against the conformance suite; `disk`, `group` and `sweep` hold what only this log does.
+
+mod disk;
+mod group;
+mod sweep;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +28,23 @@ impl ManualClock {
     fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
     }
+}
+
+fn open(dir: &Path, clock: &ManualClock) -> EmbeddedLog {
+    EmbeddedLog::open(dir, options(), clock.get()).unwrap()
+}
+
+/// Waits for a condition.
+async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(met) = condition().await {
+                return met;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(conformance::DEADLINE, waiting).await.unwrap_or_else(|_| panic!("waited for {what}"))
 }
 
 /// Sweeps far more often than in production, so that cases meet channels in every state.
