@@ -54,14 +54,13 @@ async fn channels_may_be_listed_or_repeated_under_either_name(store: Store) {
 }
 
 async fn a_stream_without_channels_is_open_and_silent(store: Store) {
-    let broker = Broker::start(store).await;
+    let broker = Broker::on(store).await.set("sse.heartbeat_interval", "100ms").start().await;
     let mut reader = Subscribe::to(&[]).connect(broker.addr).await;
-    let connected = reader.connected.json();
-    assert_eq!(connected["channels"], json!([]));
-    broker.http.publish("a", "not for you").await;
-    let path = format!("/connections/{}/events", connected["connection_id"].as_str().unwrap());
-    broker.http.post(&path, &json!({ "data": "for you" })).await.expect(201);
-    assert_eq!(reader.one().await, "for you");
+    assert_eq!(reader.connected.json()["channels"], json!([]));
+    let published = broker.http.publish("a", "not for you").await;
+    while reader.last_event_id() < published.id.as_str() {
+        assert_eq!(reader.next().await.expect("the stream goes on").kind, "heartbeat");
+    }
 }
 
 async fn channels_that_cannot_be_are_refused_by_name(store: Store) {
@@ -203,27 +202,6 @@ async fn an_envelope_carries_channel_and_type_in_a_message(store: Store) {
         assert_eq!((&envelope["channel"], &envelope["event"]), (&json!(channel), &json!(kind)));
         assert_eq!(envelope["data"].to_string(), data.to_string(), "what was published, key order included");
     }
-    let id = reader.connected.json()["connection_id"].as_str().unwrap().to_owned();
-    broker.http.post(&format!("/connections/{id}/events"), &json!({ "data": 1 })).await.expect(201);
-    assert_eq!(reader.events(1).await[0].json()["channel"], json!("$conn"));
-}
-
-async fn metadata_is_shown_and_limited(store: Store) {
-    let broker = Broker::start(store).await;
-    let metadata = json!({ "page": "/orders", "build": 7 });
-    let reader = Subscribe::to(&["a"]).query("metadata", &metadata.to_string()).connect(broker.addr).await;
-    let id = reader.connected.json()["connection_id"].as_str().unwrap().to_owned();
-    let shown = crate::support::until("the connection is listed", async || {
-        let answer = broker.http.get(&format!("/connections/{id}")).await;
-        (answer.status == 200).then(|| answer.json())
-    });
-    let shown = shown.await;
-    assert_eq!((&shown["metadata"], &shown["channels"]), (&metadata, &json!(["a"])), "{shown}");
-    let long = format!("\"{}\"", "x".repeat(1_023));
-    for wrong in [long.as_str(), "{", "x"] {
-        let path = format!("/events?metadata={}", crate::support::http::escape(wrong));
-        broker.http.get(&path).await.problem(400);
-    }
 }
 
 async fn a_cursor_that_is_none_gives_a_gap_once_and_then_live_events(store: Store) {
@@ -331,7 +309,6 @@ both_stores!(
     a_cursor_may_be_written_as_redis_writes_it,
     rewind_gives_the_last_events_of_each_channel_unless_there_is_a_cursor,
     an_envelope_carries_channel_and_type_in_a_message,
-    metadata_is_shown_and_limited,
     a_cursor_that_is_none_gives_a_gap_once_and_then_live_events,
     a_cursor_from_the_future_is_a_reset_once,
     a_trimmed_cursor_is_told_and_replayed_from_the_oldest_that_is_left,

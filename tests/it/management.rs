@@ -63,14 +63,13 @@ async fn a_channel_tells_what_it_holds_and_who_listens(store: Store) {
     let _reader = Subscribe::to(&["orders"]).connect(broker.addr).await;
     let info = until("the subscriber is counted", async || {
         let info = broker.http.get("/channels/orders").await.expect(200).json();
-        (info.to_string().contains("\"subscribers\":{\"total\":1") || info["subscribers"] == 1)
-            .then_some(info)
+        (info["subscribers"]["total"] == 1).then_some(info)
     });
     let info = info.await;
     assert_eq!(info["length"], 2, "{info}");
-    let text = info.to_string();
-    assert!(text.contains(&first.id) && text.contains(&last.id), "first and last id: {info}");
-    assert_eq!(text.contains("hw:{0}:ch:orders"), store == Store::Redis, "the Redis key: {info}");
+    assert_eq!((&info["first_id"], &info["last_id"]), (&json!(first.id), &json!(last.id)), "{info}");
+    let key = if store == Store::Redis { json!("hw:{0}:ch:orders") } else { Value::Null };
+    assert_eq!((&info["redis_key"], &info["partition"]), (&key, &json!(0)), "{info}");
 }
 
 async fn channels_are_listed_by_prefix_in_pages(store: Store) {
@@ -135,52 +134,6 @@ async fn a_purge_is_told_to_clients_that_were_away_over_a_restart(store: Store) 
     let after = broker.http.publish("a", "new").await;
     assert!(after.id > before.id, "ids go on over purge and restart");
     assert_eq!(back.one().await, "new");
-}
-
-async fn the_node_tells_about_itself_and_its_connections(store: Store) {
-    let setup = Broker::on(store).await.set("server.node_id", "node-7");
-    let broker = setup.start().await;
-    broker.http.get("/healthz").await.expect(200);
-    broker.http.get("/readyz").await.expect(200);
-    let reader = Subscribe::to(&["a"]).connect(broker.addr).await;
-    let connected = reader.connected.json();
-    assert_eq!(connected["node"], "node-7");
-    let id = connected["connection_id"].as_str().unwrap();
-    for query in ["", "?channel=a", "?node=node-7"] {
-        until("the connection is listed", async || {
-            let list = broker.http.get(&format!("/connections{query}")).await.expect(200).json();
-            list.to_string().contains(id).then_some(())
-        })
-        .await;
-    }
-    for query in ["?channel=b", "?node=other", "?user=x"] {
-        let list = broker.http.get(&format!("/connections{query}")).await.expect(200).json();
-        assert!(!list.to_string().contains(id), "{query}: {list}");
-    }
-    let nodes = broker.http.get("/nodes").await.expect(200).json();
-    assert!(nodes.to_string().contains("node-7"), "{nodes}");
-    let metrics = broker.http.get("/metrics").await.expect(200);
-    assert!(metrics.header("content-type").starts_with("text/plain"), "{metrics:?}");
-    assert!(metrics.body.lines().any(|line| line.starts_with("# TYPE headwater_")), "{}", metrics.body);
-    drop(reader);
-    until("a client that left is forgotten", async || {
-        let list = broker.http.get("/connections").await.expect(200).json();
-        (!list.to_string().contains(id)).then_some(())
-    })
-    .await;
-}
-
-async fn the_contract_console_and_client_are_served(store: Store) {
-    let broker = Broker::start(store).await;
-    let openapi = broker.http.get("/openapi.json").await.expect(200).json();
-    for path in ["/events", "/channels/{channel}/events", "/cursor"] {
-        assert!(openapi["paths"][path].is_object(), "{path} is in the contract");
-    }
-    let console = broker.http.get("/").await.expect(200);
-    assert!(console.header("content-type").starts_with("text/html"), "{console:?}");
-    let client = broker.http.get("/client.js").await.expect(200);
-    assert!(client.header("content-type").contains("javascript"), "{client:?}");
-    assert!(client.body.contains("HeadwaterClient"));
 }
 
 async fn only_listed_origins_may_read_and_on_errors_too(store: Store) {
@@ -251,8 +204,6 @@ both_stores!(
     channels_are_listed_by_prefix_in_pages,
     a_purge_is_a_reset_for_live_sessions_and_old_cursors,
     a_purge_is_told_to_clients_that_were_away_over_a_restart,
-    the_node_tells_about_itself_and_its_connections,
-    the_contract_console_and_client_are_served,
     only_listed_origins_may_read_and_on_errors_too,
     an_open_broker_listens_only_to_pages_of_this_machine,
     a_head_that_is_too_large_is_refused,

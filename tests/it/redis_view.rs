@@ -8,7 +8,7 @@ use headwater::id::EventId;
 use serde_json::json;
 
 use crate::support::broker::command;
-use crate::support::{Broker, Redis, Store, Subscribe, until};
+use crate::support::{Broker, Redis, Store, Subscribe};
 
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 
@@ -37,10 +37,7 @@ async fn a_publish_is_one_entry_of_its_channel_and_one_ref_of_the_feed() {
 
     assert_eq!(redis.command(&["SMEMBERS", "hw:{0}:channels"]).await.texts(), ["orders"]);
     let expires = redis.command(&["PTTL", "hw:{0}:ch:orders"]).await.int();
-    assert!(
-        (DAY_MS - 60_000..=DAY_MS + 3_600_000).contains(&expires),
-        "the channel expires with its events: {expires}"
-    );
+    assert!((DAY_MS..=DAY_MS * 5 / 4).contains(&expires), "the channel expires with its events: {expires}");
     let idem = "hw:{0}:idem:6:orders:k";
     assert_eq!(redis.command(&["GET", idem]).await.text(), receipt.stream_id);
     let window = redis.command(&["PTTL", idem]).await.int();
@@ -140,21 +137,11 @@ async fn a_purge_removes_the_key_and_leaves_an_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_prefix_and_what_each_node_writes_are_as_configured() {
+async fn every_key_begins_with_the_configured_prefix() {
     let redis = Arc::new(Redis::start().await);
-    let setup = Broker::on_redis(&redis).set("redis.prefix", "shop").set("server.node_id", "node-7");
-    let broker = setup.start().await;
+    let broker = Broker::on_redis(&redis).set("redis.prefix", "shop").start().await;
     let _reader = Subscribe::to(&["orders"]).connect(broker.addr).await;
     broker.http.publish("orders", "0").await;
-    until("the node shows its connection", async || {
-        let conns = redis.command(&["HLEN", "shop:{n:node-7}:conns"]).await.int();
-        (conns == 1).then_some(())
-    })
-    .await;
-    assert!(
-        redis.command(&["PTTL", "shop:{n:node-7}:info"]).await.int() > 0,
-        "a node that dies is forgotten"
-    );
     let keys = redis.command(&["KEYS", "*"]).await;
     assert!(keys.texts().iter().all(|key| key.starts_with("shop:")), "{keys:?}");
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::support::{Broker, Fleet, Redis, Store, Subscribe, Writers, read_log, seeded, until};
+use crate::support::{Broker, Fleet, Redis, Store, Subscribe, Writers, read_log, seeded};
 
 const CHANNELS: [&str; 6] = ["a", "b", "c", "d/e", "f.g", "日本"];
 
@@ -11,7 +11,7 @@ async fn clients_cut_at_any_byte_get_everything_once_and_in_order(store: Store) 
     let mut rng = seeded();
     // Small rings and pages: replay, the hand-over to live, and falling behind all happen often.
     let setup = Broker::on(store).await.set("retention.max_length", "100000").set("fanout.ring_events", "16");
-    let broker = setup.set("sse.heartbeat_interval", "30ms").start().await;
+    let broker = setup.set("sse.heartbeat_interval", "100ms").start().await;
     let cursor = broker.http.cursor(&CHANNELS.join(",")).await;
     let nodes = [broker.addr];
     let fleet = Fleet::start(&nodes, &CHANNELS, 8, &cursor, &mut rng);
@@ -28,7 +28,7 @@ async fn clients_that_change_the_node_with_every_connection_get_everything_once(
     let mut rng = seeded();
     let redis = Arc::new(Redis::start().await);
     let node = || {
-        Broker::on_redis(&redis).set("retention.max_length", "100000").set("sse.heartbeat_interval", "30ms")
+        Broker::on_redis(&redis).set("retention.max_length", "100000").set("sse.heartbeat_interval", "100ms")
     };
     let (one, two) = tokio::join!(node().start(), node().start());
     let nodes = [one.addr, two.addr];
@@ -48,19 +48,6 @@ async fn what_one_node_publishes_reaches_the_subscribers_of_the_other() {
     let near = one.http.publish("a", "from near").await;
     let events = reader.events(2).await;
     assert_eq!((&events[0].last_event_id, &events[1].last_event_id), (&far.id, &near.id));
-
-    let id = reader.connected.json()["connection_id"].as_str().unwrap().to_owned();
-    let listed = until("the other node knows the connection", async || {
-        let connections = two.http.get("/connections").await.expect(200).json();
-        connections.to_string().contains(&id).then_some(())
-    });
-    listed.await;
-    let path = format!("/connections/{id}/events");
-    two.http.post(&path, &serde_json::json!({ "data": "direct from far" })).await.expect(201);
-    assert_eq!(reader.one().await, "direct from far");
-    let ended = two.http.delete(&format!("/connections/{id}")).await;
-    assert!((200..300).contains(&ended.status), "{ended:?}");
-    assert_eq!(reader.next_control("closing").await.json()["reason"], "disconnected");
 }
 
 both_stores!(clients_cut_at_any_byte_get_everything_once_and_in_order);

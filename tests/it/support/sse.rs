@@ -44,12 +44,6 @@ impl Subscribe {
         Self { path: "/events", query, headers, version: "HTTP/1.1", receive_buffer: None, cut_at: None }
     }
 
-    /// Another route.
-    pub(crate) fn at(mut self, path: &'static str) -> Self {
-        self.path = path;
-        self
-    }
-
     /// Adds a query parameter, escaped.
     pub(crate) fn query(mut self, name: &str, value: &str) -> Self {
         self.query.push((name.into(), value.into()));
