@@ -45,7 +45,7 @@ async fn a_restart_without_close_keeps_what_was_acknowledged() {
     let log = open(dir.path(), &clock);
     let fresh = log.tail(Partition(0)).await.unwrap();
     let first = append(&log, vec![keyed(&a, "1", "k", HOUR), item(&b, "2")]).await;
-    log.purge(&b).await.unwrap();
+    log.purge(&b, &KEEP).await.unwrap();
     let last = append_text(&log, &b, "3").await;
     drop(log);
 
@@ -73,7 +73,7 @@ async fn ids_go_on_when_the_clock_jumps_back() {
     for _ in 0..3 {
         let log = open(dir.path(), &clock);
         all.push(append_text(&log, &name, "x").await);
-        log.purge(&name).await.unwrap();
+        log.purge(&name, &KEEP).await.unwrap();
         all.push(log.tail(Partition(0)).await.unwrap().last);
         clock.0.fetch_sub(3_600_000, Ordering::SeqCst);
         all.push(append_text(&log, &name, "y").await);
@@ -93,7 +93,7 @@ async fn an_open_directory_is_refused_and_a_closed_one_is_free() {
     log.close().await;
     for error in [
         log.ping().await.unwrap_err(),
-        log.purge(&channel("a")).await.unwrap_err(),
+        log.purge(&channel("a"), &KEEP).await.unwrap_err(),
         log.read(&channel("a"), &everything()).await.unwrap_err(),
     ] {
         assert!(matches!(error, LogError::Unavailable(_)), "{error}");
@@ -252,9 +252,9 @@ async fn stored_values_that_contradict_the_layout_are_damage_and_no_panic() {
             "{error}"
         );
     }
-    assert!(matches!(log.info(&state).await, Err(LogError::Damaged(_))));
+    assert!(matches!(log.info(&state, &KEEP).await, Err(LogError::Damaged(_))));
     assert_eq!(texts(&log, &good).await, ["x"], "other channels are not concerned");
-    log.purge(&event).await.unwrap();
+    log.purge(&event, &KEEP).await.unwrap();
     assert!(texts(&log, &event).await.is_empty(), "a purge mends a channel");
 
     store.partition.insert(partition_state::KEY, "no state").unwrap();

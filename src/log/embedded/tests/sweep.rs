@@ -37,7 +37,7 @@ async fn quiet_channels_vanish_from_the_disk_when_their_events_have_expired() {
     clock.advance(AGE / 2);
     eventually("the old to go", async || (count(&store.events) == 1).then_some(())).await;
     assert_eq!(texts(&log, &channel("c0")).await, ["young"]);
-    assert_eq!(log.info(&channel("c0")).await.unwrap().unwrap().length, 1);
+    assert_eq!(log.info(&channel("c0"), &KEEP).await.unwrap().unwrap().length, 1);
     clock.advance(AGE);
     until_empty(&log, "the last event", |store| &store.events).await;
     until_empty(&log, "the channels", |store| &store.channels).await;
@@ -78,9 +78,9 @@ async fn a_purged_channel_leaves_the_disk_and_its_marker_goes_with_its_age() {
     let log = open(dir.path(), &clock);
     let name = channel("a");
     let before = append(&log, (0..2_000).map(|_| kept(item(&name, "x"), AGED)).collect()).await[0].id;
-    log.purge(&name).await.unwrap();
+    log.purge(&name, &KEEP).await.unwrap();
     append(&log, (0..500).map(|_| kept(item(&name, "y"), AGED)).collect()).await;
-    log.purge(&name).await.unwrap();
+    log.purge(&name, &KEEP).await.unwrap();
     let kept_id = append(&log, vec![kept(item(&name, "kept"), AGED)]).await[0].id;
     let store = log.shared.store().unwrap();
     eventually("leftovers to go", async || (count(&store.events) == 1).then_some(())).await;
@@ -88,7 +88,7 @@ async fn a_purged_channel_leaves_the_disk_and_its_marker_goes_with_its_age() {
     let query = ReadQuery { max_age: Some(AGE), after: before, ..everything() };
     assert_eq!(read(&log, &name, query).await.bounds.prove(before, StreamId::ZERO), Proof::Reset);
 
-    log.purge(&name).await.unwrap();
+    log.purge(&name, &KEEP).await.unwrap();
     clock.advance(AGE + Duration::from_millis(1));
     until_empty(&log, "the marker", |store| &store.channels).await;
     for position in [before, kept_id] {
