@@ -121,8 +121,8 @@ fn now() -> Now {
     Now { instant: Instant::now(), unix_ms: 1_000, jitter: 0.5 }
 }
 
-fn after(id: StreamId) -> Result<Start, InvalidCursor> {
-    Ok(Start::After(Cursor::single(id.at(ZERO))))
+fn after(id: StreamId) -> Start {
+    Start::After(Cursor::single(id.at(ZERO)))
 }
 
 /// Drives a session as a connection would.
@@ -221,7 +221,7 @@ async fn a_session_that_joins_while_refs_are_being_read_misses_nothing() {
     let Followed::Refs(refs) = node.log.follow(ZERO, start).await.unwrap() else { panic!() };
     // The tailer has looked and found nobody who listens; its watermark has not moved.
     let look = node.hub.look(ZERO, &refs);
-    let mut client = node.subscribe(&["a"], after(start));
+    let mut client = node.subscribe(&["a"], Ok(after(start)));
     node.publish("a", "2").await;
     assert_eq!(data(&client.drain().await), ["1", "2"], "served from the log");
     node.hub.release(look, Vec::new());
@@ -238,7 +238,7 @@ async fn replay_merges_channels_in_order_and_hands_over_to_live_without_loss_or_
         node.publish(["a", "b", "c"][n % 3], &n.to_string()).await;
     }
     node.tail().await;
-    let mut client = node.subscribe(&["a", "c"], after(start));
+    let mut client = node.subscribe(&["a", "c"], Ok(after(start)));
     for n in 40..80 {
         node.publish(["a", "b", "c"][n % 3], &n.to_string()).await;
     }
@@ -288,7 +288,7 @@ async fn trimmed_history_is_told_once_and_goes_on_with_the_oldest_that_is_left()
         }
     }
     node.tail().await;
-    let mut client = node.subscribe(&["a", "b"], after(start));
+    let mut client = node.subscribe(&["a", "b"], Ok(after(start)));
     let sent = client.drain().await;
     assert_eq!(kinds(&sent)[..2], ["connected", "gap"]);
     assert_eq!(sent[0].id, Some(start.at(ZERO).to_string()));
@@ -325,11 +325,11 @@ async fn a_purge_is_told_to_live_sessions_and_to_cursors_from_before_once() {
     node.tail().await;
     assert_eq!(data(&live.drain().await), ["2"]);
 
-    let mut away = node.subscribe(&["a", "b"], after(before));
+    let mut away = node.subscribe(&["a", "b"], Ok(after(before)));
     let sent = away.drain().await;
     assert_eq!(kinds(&sent), ["connected", "gap", "message", "message"], "{sent:?}");
     assert_eq!(data(&sent), ["1", "2"], "b's event and what came after the purge");
-    let mut again = node.subscribe(&["a", "b"], after(node.hub.latest(ZERO)));
+    let mut again = node.subscribe(&["a", "b"], Ok(after(node.hub.latest(ZERO))));
     assert_eq!(kinds(&again.drain().await), ["connected"], "the gap does not repeat");
 }
 
@@ -339,7 +339,7 @@ async fn a_cursor_from_the_future_is_reset_to_now() {
     let last = node.publish("a", "1").await;
     node.tail().await;
     let future = StreamId::new(last.ms() + 1_000_000, 0).unwrap();
-    let mut client = node.subscribe(&["a"], after(future));
+    let mut client = node.subscribe(&["a"], Ok(after(future)));
     let sent = client.drain().await;
     assert_eq!(kinds(&sent), ["connected", "gap"]);
     assert_eq!(sent[0].id, Some(last.at(ZERO).to_string()));
@@ -410,7 +410,7 @@ async fn heartbeats_carry_the_watermark_only_when_everything_was_delivered() {
     assert_eq!(kinds(&sent), ["heartbeat"]);
     assert_eq!(sent[0].id, Some(last.at(ZERO).to_string()), "the cursor of an idle subscriber does not age");
     // A session that waits for a page must not move its client's cursor.
-    let mut behind = node.subscribe(&["loud"], after(last.before()));
+    let mut behind = node.subscribe(&["loud"], Ok(after(last.before())));
     let mut batch = Batch::default();
     assert!(matches!(behind.session.step(now(), &mut batch), Next::Read(..)));
     let Next::Flush = behind.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
@@ -464,7 +464,7 @@ async fn sessions_that_resume_from_one_position_share_one_read() {
     node.tail().await;
     let mut reads = 0;
     for _ in 0..50 {
-        let mut client = node.subscribe(&["a"], after(start));
+        let mut client = node.subscribe(&["a"], Ok(after(start)));
         assert_eq!(data(&client.drain().await).len(), 300);
         reads += client.reads;
     }
