@@ -52,8 +52,11 @@ struct File {
 impl File {
     /// Its lines before its unit tests, numbered from 1.
     fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self.text.lines().take_while(|line| *line != "#[cfg(test)]");
-        lines.enumerate().map(|(index, line)| (index + 1, line))
+        let lines: Vec<&str> = self.text.lines().collect();
+        // A module of tests with a body ends the product; one in a file of its own does not.
+        let is_end = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].ends_with('{');
+        let end = lines.windows(2).position(is_end).unwrap_or(lines.len());
+        lines.into_iter().take(end).enumerate().map(|(index, line)| (index + 1, line))
     }
 
     /// The same without comments. What stands behind `//` within a string is lost, which no rule needs.
@@ -66,7 +69,8 @@ impl File {
     }
 
     fn is_product(&self) -> bool {
-        self.path.starts_with("src/")
+        let is_for_tests = |name: &str| matches!(name, "tests" | "testing" | "conformance");
+        self.path.starts_with("src/") && !self.path.split(['/', '.']).any(is_for_tests)
     }
 }
 
@@ -282,7 +286,7 @@ fn every_rule_catches_its_example() {
     check(head_rule, "src/a.rs", "use x;\n", 1);
     check(size_rule, "src/a.rs", &"\n".repeat(601), 1);
     check(size_rule, "src/a.rs", &("\n".repeat(600) + "#[cfg(test)]\n\n"), 0);
-    check(unwrap_rule, "src/a.rs", "a.unwrap();\n#[cfg(test)]\nb.unwrap();\n", 1);
+    check(unwrap_rule, "src/a.rs", "a.unwrap();\n#[cfg(test)]\nmod tests {\nb.unwrap();\n", 1);
     check(unwrap_rule, "tests/it/a.rs", "a.unwrap();\n", 0);
     check(unwrap_rule, "src/a.rs", "/// a.unwrap()\n", 0);
     check(owner_rule, "src/tailer.rs", "use fred::prelude::*;\n", 1);
