@@ -142,7 +142,10 @@ impl Data {
         if self.format == Format::Json
             && let Ok(raw) = serde_json::from_str::<Box<RawValue>>(self.as_str())
         {
-            return raw;
+            // Another program may have published JSON over several lines.
+            let one_line =
+                raw.get().contains(['\r', '\n']).then(|| RawValue::from_string(compact(raw.get())));
+            return one_line.and_then(Result::ok).unwrap_or(raw);
         }
         serde_json::value::to_raw_value(self.as_str()).expect("a str is always a JSON string")
     }

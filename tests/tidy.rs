@@ -47,15 +47,17 @@ struct File {
     /// With `/`, relative to the root.
     path: String,
     text: String,
+    /// Compiled for tests only: its `mod` line, or one above it, stands under `#[cfg(test)]`.
+    test_only: bool,
 }
 
 impl File {
     /// Its lines before its unit tests, numbered from 1.
     fn product_lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines: Vec<&str> = self.text.lines().collect();
-        // A module of tests with a body ends the product; one in a file of its own does not.
-        let is_end = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].ends_with('{');
-        let end = lines.windows(2).position(is_end).unwrap_or(lines.len());
+        let lines: Vec<&str> = if self.test_only { vec![] } else { self.text.lines().collect() };
+        let is_tests =
+            |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{');
+        let end = lines.windows(2).position(is_tests).unwrap_or(lines.len());
         lines.into_iter().take(end).enumerate().map(|(index, line)| (index + 1, line))
     }
 
@@ -64,13 +66,23 @@ impl File {
         self.product_lines().map(|(number, line)| (number, line.split("//").next().unwrap_or_default()))
     }
 
+    /// Where the modules lie that it declares for tests only, without the ending.
+    fn test_modules(&self) -> Vec<String> {
+        let dir = self.path.strip_suffix("/lib.rs").or(self.path.strip_suffix("/main.rs"));
+        let dir = dir.or(self.path.strip_suffix(".rs")).unwrap_or(&self.path);
+        let lines: Vec<&str> = self.text.lines().collect();
+        let under_test = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]").map(|pair| pair[1]);
+        let names =
+            under_test.filter_map(|line| line.strip_suffix(';')?.split_once("mod ").map(|(_, name)| name));
+        names.map(|name| format!("{dir}/{name}")).collect()
+    }
+
     fn complain(&self, number: usize, what: impl std::fmt::Display) -> String {
         format!("{}:{number}: {what}", self.path)
     }
 
     fn is_product(&self) -> bool {
-        let is_for_tests = |name: &str| matches!(name, "tests" | "testing" | "conformance");
-        self.path.starts_with("src/") && !self.path.split(['/', '.']).any(is_for_tests)
+        self.path.starts_with("src/")
     }
 }
 
@@ -188,7 +200,7 @@ fn read(path: &Path) -> File {
     let relative = path.strip_prefix(root()).unwrap_or(path);
     let path_text = relative.to_string_lossy().replace('\\', "/");
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path_text} is needed here: {error}"));
-    File { path: path_text, text }
+    File { path: path_text, text, test_only: false }
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
@@ -212,7 +224,15 @@ fn sources() -> Vec<File> {
         collect(&root().join(dir), &mut paths);
     }
     paths.sort();
-    let files: Vec<File> = paths.iter().map(|path| read(path)).collect();
+    let mut files: Vec<File> = paths.iter().map(|path| read(path)).collect();
+    let for_tests: Vec<String> =
+        files.iter().filter(|file| file.is_product()).flat_map(File::test_modules).collect();
+    for file in &mut files {
+        let below = |module: &String| {
+            file.path.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        };
+        file.test_only = for_tests.iter().any(below);
+    }
     assert!(files.iter().any(|file| file.path == "src/lib.rs"), "the sources were found");
     files
 }
@@ -280,15 +300,19 @@ fn lock_files_name_no_registry() {
 #[test]
 fn every_rule_catches_its_example() {
     let check = |rule: fn(&File) -> Vec<String>, path: &str, text: &str, expected: usize| {
-        let complaints = rule(&File { path: path.into(), text: text.into() });
+        let complaints = rule(&File { path: path.into(), text: text.into(), test_only: false });
         assert_eq!(complaints.len(), expected, "{path} {text:?}: {complaints:?}");
     };
     check(head_rule, "src/a.rs", "use x;\n", 1);
     check(size_rule, "src/a.rs", &"\n".repeat(601), 1);
-    check(size_rule, "src/a.rs", &("\n".repeat(600) + "#[cfg(test)]\n\n"), 0);
+    check(size_rule, "src/a.rs", &("\n".repeat(600) + "#[cfg(test)]\nmod tests {\n}\n"), 0);
     check(unwrap_rule, "src/a.rs", "a.unwrap();\n#[cfg(test)]\nmod tests {\nb.unwrap();\n", 1);
+    check(unwrap_rule, "src/a.rs", "#[cfg(test)]\nmod tests;\nb.unwrap();\n", 1);
     check(unwrap_rule, "tests/it/a.rs", "a.unwrap();\n", 0);
     check(unwrap_rule, "src/a.rs", "/// a.unwrap()\n", 0);
+    let parent = "#[cfg(test)]\npub(crate) mod testing;\nmod tests;\n#[cfg(test)]\nmod tests {\n";
+    let parent = File { path: "src/log/a.rs".into(), text: parent.into(), test_only: false };
+    assert_eq!(parent.test_modules(), ["src/log/a/testing"]);
     check(owner_rule, "src/tailer.rs", "use fred::prelude::*;\n", 1);
     check(owner_rule, "src/tailer.rs", "fn f(e: fred::error::Error) {}\n", 1);
     check(owner_rule, "src/log/redis/a.rs", "use fred::prelude::*;\n", 0);

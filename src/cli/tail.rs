@@ -4,6 +4,7 @@
 //! connection broke: every connection resumes from the last id seen. Heartbeats move that id in silence; the
 //! other control events are told on standard error.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Response, Url};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 
 use super::client::{self, Broker, ClientArgs};
@@ -58,19 +60,26 @@ pub(crate) struct TailArgs {
 /// How events are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// One JSON object a line: id, event, data
+    /// One JSON object a line: id, channel, event, data, timestamp
     Json,
-    /// For people: id, type, and the data with its later lines indented
+    /// For people: id, channel, type, and the data with its later lines indented
     Text,
     /// The data alone, as it came
     Data,
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    id: &'a str,
-    event: &'a str,
-    data: &'a str,
+/// What the broker sends for every event, because the command asks for `envelope=1`: one stream carries many
+/// channels.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    channel: Cow<'a, str>,
+    #[serde(borrow)]
+    event: Cow<'a, str>,
+    #[serde(borrow)]
+    data: &'a RawValue,
 }
 
 #[derive(Deserialize)]
@@ -135,6 +144,7 @@ impl<O: Write, N: Write> Tail<O, N> {
     fn new(arguments: &TailArgs, out: O, notes: N) -> Result<Self, Failure> {
         let broker = Broker::new(&arguments.client)?;
         let mut url = broker.url(&["events"]);
+        url.query_pairs_mut().append_pair("envelope", "1");
         for channel in &arguments.channels {
             let channel = headwater::channel::Channel::parse(channel).map_err(Failure::usage)?;
             url.query_pairs_mut().append_pair("channel", channel.as_str());
@@ -234,7 +244,11 @@ impl<O: Write, N: Write> Tail<O, N> {
             "gap" => self.note(&format!("gap: {}", event.data)),
             "closing" => self.closing(event)?,
             _ => {
-                output::line(&mut self.out, &self.format.render(event))?;
+                let line = self
+                    .format
+                    .render(&event.data)
+                    .context("the answer is no envelope; is that a Headwater?");
+                output::line(&mut self.out, &line.map_err(Failure::internal)?)?;
                 self.printed += 1;
             }
         }
@@ -265,15 +279,19 @@ impl<O: Write, N: Write> Tail<O, N> {
 }
 
 impl Format {
-    fn render(self, event: &SseEvent) -> String {
-        let SseEvent { id, kind, data } = event;
-        match self {
-            Self::Json => {
-                serde_json::to_string(&Line { id, event: kind, data }).expect("texts are always JSON")
+    fn render(self, envelope: &str) -> serde_json::Result<String> {
+        let Envelope { id, channel, event, data } = serde_json::from_str(envelope)?;
+        let text = || match serde_json::from_str::<String>(data.get()) {
+            Ok(text) => text,
+            Err(_) => data.get().to_owned(),
+        };
+        Ok(match self {
+            Self::Json => envelope.to_owned(),
+            Self::Text => {
+                output::printable(&format!("{id} {channel} {event}: {}", text().replace('\n', "\n  ")))
             }
-            Self::Text => output::printable(&format!("{id} {kind}: {}", data.replace('\n', "\n  "))),
-            Self::Data => data.clone(),
-        }
+            Self::Data => text(),
+        })
     }
 }
 
@@ -309,6 +327,11 @@ mod tests {
         result: Result<(), Failure>,
     }
 
+    /// An event in its envelope.
+    fn event(id: &str, data: &str) -> String {
+        format!("id: {id}\ndata: {{\"id\":\"{id}\",\"channel\":\"a\",\"event\":\"x\",\"data\":{data}}}\n\n")
+    }
+
     async fn tail_with(broker: &ScriptedBroker, arguments: &[&str]) -> Told {
         let whole = ["headwater", "tail"].iter().chain(arguments).map(std::ffi::OsString::from);
         let Ok(Command::Tail(mut parsed)) = parse(whole) else { panic!("{arguments:?}") };
@@ -322,9 +345,12 @@ mod tests {
     #[tokio::test]
     async fn events_are_printed_one_a_line_and_control_events_are_not_among_them() {
         let events = "retry: 1\nid: 0\nevent: connected\ndata: {\"node\":\"n1\",\"heartbeat_ms\":30000}\n\n\
-                      event: gap\ndata: {\"reason\":\"trimmed\"}\n\nid: 1\ndata: a\ndata: b\n\n\
-                      id: 2\nevent: heartbeat\ndata: {}\n\nid: 3\nevent: x\ndata: \"\u{1b}\"\n\n";
-        let mut broker = ScriptedBroker::start(vec![Answer::Hold(stream(events))]).await;
+                      event: gap\ndata: {\"reason\":\"trimmed\"}\n\n"
+            .to_owned()
+            + &event("1", r#""a\nb""#)
+            + "id: 2\nevent: heartbeat\ndata: {}\n\n"
+            + &event("3", r#"{"k":"\u001b"}"#);
+        let mut broker = ScriptedBroker::start(vec![Answer::Hold(stream(&events))]).await;
         let told =
             tail_with(&broker, &["a", "b/c", "--count", "2", "--filter", "{\"k\":1}", "--from", "earliest"])
                 .await;
@@ -332,8 +358,8 @@ mod tests {
         assert_eq!(
             told.out,
             [
-                r#"{"id":"1","event":"message","data":"a\nb"}"#,
-                r#"{"id":"3","event":"x","data":"\"\u001b\""}"#
+                r#"{"id":"1","channel":"a","event":"x","data":"a\nb"}"#,
+                r#"{"id":"3","channel":"a","event":"x","data":{"k":"\u001b"}}"#
             ]
         );
         assert!(
@@ -343,7 +369,7 @@ mod tests {
         );
         let request = broker.request().await;
         assert!(
-            request.starts_with("GET /events?channel=a&channel=b%2Fc&filters=%7B%22k%22%3A1%7D "),
+            request.starts_with("GET /events?envelope=1&channel=a&channel=b%2Fc&filters=%7B%22k%22%3A1%7D "),
             "{request}"
         );
         assert!(request.contains("\r\naccept: text/event-stream\r\n"), "{request}");
@@ -354,11 +380,11 @@ mod tests {
     #[tokio::test]
     async fn it_comes_back_with_the_last_id_after_the_end_a_refusal_and_a_closing() {
         let mut broker = ScriptedBroker::start(vec![
-            Answer::Bytes(stream("retry: 1\nid: 1\ndata: a\n\nid: 9\ndata: never finished\n")),
+            Answer::Bytes(stream(&format!("retry: 1\n{}id: 9\ndata: never finished\n", event("1", "\"a\"")))),
             json("503 Service Unavailable", r#"{"title":"Away"}"#),
             Answer::Bytes(stream("id: 2\nevent: heartbeat\ndata: {}\n\n")),
             Answer::Bytes(stream("event: closing\ndata: {\"reason\":\"shutdown\",\"reconnect\":true}\n\n")),
-            Answer::Hold(stream("id: 3\ndata: b\n\n")),
+            Answer::Hold(stream(&event("3", "\"b\""))),
         ])
         .await;
         let told = tail_with(&broker, &["a", "--count", "2", "--format", "data"]).await;
@@ -390,7 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_timeout_exits_with_69_and_says_how_far_it_came() {
-        let broker = ScriptedBroker::start(vec![Answer::Hold(stream("data: a\n\n"))]).await;
+        let broker = ScriptedBroker::start(vec![Answer::Hold(stream(&event("1", "1")))]).await;
         let told_by = tail_with(&broker, &["a", "--count", "2", "--timeout", "300ms"]).await;
         assert_eq!(told_by.out.len(), 1);
         let expected = (Exit::Unavailable, "1 of 2 events came within 300ms".to_owned());
@@ -400,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_whose_heart_stopped_is_given_up() {
         let events = "retry: 1\nid: 1\nevent: connected\ndata: {\"heartbeat_ms\":10}\n\n";
-        let answers = vec![Answer::Hold(stream(events)), Answer::Hold(stream("data: a\n\n"))];
+        let answers = vec![Answer::Hold(stream(events)), Answer::Hold(stream(&event("1", "1")))];
         let broker = ScriptedBroker::start(answers).await;
         let told = tail_with(&broker, &["a", "--count", "1"]).await;
         told.result.unwrap();
@@ -442,7 +468,7 @@ mod tests {
 
     #[test]
     fn text_for_people_indents_and_disarms() {
-        let event = SseEvent { id: "1".into(), kind: "message".into(), data: "a\n\x1b[2Jb".into() };
-        assert_eq!(Format::Text.render(&event), "1 message: a\n  \u{fffd}[2Jb");
+        let envelope = r#"{"id":"1","channel":"c","event":"x","data":"a\n\u001b[2Jb"}"#;
+        assert_eq!(Format::Text.render(envelope).unwrap(), "1 c x: a\n  \u{fffd}[2Jb");
     }
 }

@@ -73,6 +73,29 @@ async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_ke
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_whose_answer_was_lost_is_told_so_and_not_repeated() {
+    let redis = Arc::new(Redis::start().await);
+    let proxy = Proxy::to(redis.port()).await;
+    let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
+    let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
+    proxy.set(Mode::LoseAnswers);
+    let body = json!({ "data": "once" });
+    let lose = async {
+        until("the event is in Redis", async || {
+            (redis.command(&["XLEN", "hw:{0}:ch:a"]).await.int() > 0).then_some(())
+        })
+        .await;
+        proxy.cut();
+        proxy.set(Mode::Pass);
+    };
+    let (answer, ()) = tokio::join!(broker.http.post("/channels/a/events", &body), lose);
+    assert_eq!(answer.problem(503)["outcome"], "unknown");
+    broker.http.publish_surely("a", "fence", "fence").await;
+    assert_eq!(reader.data(2).await, ["once", "fence"]);
+    assert_eq!(broker.http.history("a").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told() {
     let redis = Arc::new(Redis::start().await);
     let proxy = Proxy::to(redis.port()).await;
