@@ -28,7 +28,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 pub struct Pulse(Mutex<Instant>);
 
 impl Pulse {
-    /// Whether no turn has been finished, well or badly, for so long that the tailer must hang.
+    /// Whether no turn has succeeded for so long that, if the log answers others, the tailer must hang.
     pub fn is_stuck(&self) -> bool {
         self.0.lock().elapsed() > STUCK_AFTER
     }
@@ -82,9 +82,10 @@ impl Tailer {
     }
 
     async fn turn(&self) -> Result<(), LogError> {
+        self.hub.pages.expire();
         let watermark = self.hub.marks(self.partition).watermark;
         match self.log.follow(self.partition, watermark).await? {
-            Followed::Refs(refs) if refs.is_empty() => self.hub.pages.expire(),
+            Followed::Refs(refs) if refs.is_empty() => {}
             Followed::Refs(refs) => self.release(&refs).await,
             Followed::Trimmed(last) => {
                 tracing::warn!(partition = self.partition.0, %watermark, %last, "refs were trimmed before this node read them; its sessions turn to the log");

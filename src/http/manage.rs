@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::ready;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -22,6 +24,8 @@ const HISTORY_LIMIT_DEFAULT: u32 = 100;
 const HISTORY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const LIST_LIMIT_MAX: u32 = 1_000;
 const LIST_LIMIT_DEFAULT: u32 = 100;
+/// Channels whose figures are read at the same time for a listing.
+const INSPECTED_AT_ONCE: usize = 16;
 
 /// `GET /channels/{channel}/events`.
 pub(super) async fn history(
@@ -92,11 +96,14 @@ pub(super) async fn list(
             limit: limit as usize,
         })
         .await?;
-    let mut channels = Vec::with_capacity(list.channels.len());
-    for channel in list.channels.iter().filter(|channel| !channel.as_str().starts_with('$')) {
-        // A channel may expire while it is listed.
-        channels.extend(inspect(&app, channel).await?);
-    }
+    let public: Vec<Channel> = list.channels.into_iter().filter(|c| !c.as_str().starts_with('$')).collect();
+    let inspect_one = |channel: Channel| {
+        let app = Arc::clone(&app);
+        async move { inspect(&app, &channel).await }
+    };
+    let inspected = stream::iter(public).map(inspect_one).buffered(INSPECTED_AT_ONCE);
+    // A channel may expire while it is listed.
+    let channels: Vec<Value> = inspected.try_filter_map(|found| ready(Ok(found))).try_collect().await?;
     Ok(json_response(StatusCode::OK, &json!({"channels": channels, "next": list.next})))
 }
 

@@ -307,8 +307,8 @@ impl Log for RedisLog {
 
     async fn info(&self, channel: &Channel, retention: &Retention) -> Result<Option<ChannelInfo>, LogError> {
         let query = ReadQuery { count_max: 1, ..ReadQuery::following(StreamId::ZERO, retention) };
-        let oldest = self.read(channel, &query).await?;
-        let newest = self.read(channel, &ReadQuery { ascending: false, ..query }).await?;
+        let descending = ReadQuery { ascending: false, ..query };
+        let (oldest, newest) = tokio::try_join!(self.read(channel, &query), self.read(channel, &descending))?;
         let (Some(first), Some(last)) = (oldest.events.first(), newest.events.first()) else {
             return Ok(None);
         };
