@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use crate::channel::Channel;
 use crate::event::{Draft, Event};
 use crate::id::{Partition, StreamId};
-pub use bounds::{Bounds, Proof};
+pub use bounds::{Bounds, Known, Proof};
 pub use retention::Retention;
 
 /// Storage for events. All methods may be called concurrently; dropping a future of [`Log::append`] leaves

@@ -39,6 +39,8 @@ use crate::sse::{self, ClosingReason};
 /// A driver writes about this much at a time.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
 const BATCH_CHUNKS_MAX: usize = 256;
+/// How often a session looks on in one step when nothing of what comes is for it.
+const ROUNDS_MAX: usize = 32;
 /// After a failed read a session tries again, later each time.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
@@ -97,6 +99,8 @@ pub struct Batch {
 pub enum Next {
     /// Write the batch, then step again.
     Flush,
+    /// Step again soon, but let others go first: much was left out, and more follows.
+    Again,
     /// Read these pages, hand them to [`Session::loaded`], then step again; step too when woken or at the time.
     Read(Vec<HeadRequest>, Instant),
     /// Step again when woken, or at this time.
@@ -124,6 +128,15 @@ pub struct Session {
     ends_at: Option<Instant>,
 }
 
+/// What advancing came to.
+#[derive(Default)]
+struct Advance {
+    /// What has to be read first.
+    requests: Vec<HeadRequest>,
+    /// A position moved, so there may be more.
+    progressed: bool,
+}
+
 enum Phase {
     /// The position that the session starts from is not known yet, or not told.
     Opening(Opening),
@@ -143,8 +156,8 @@ struct Slot {
     partition: Partition,
     /// Everything up to here has been delivered, or a gap told.
     position: StreamId,
-    /// Markers up to here do not concern the session: it asked for what is left of history.
-    exempt: StreamId,
+    /// Epochs up to here need not be told: the session was told, or asked for what is left of history.
+    known_epoch: StreamId,
     /// The position is known not to lie in the future.
     verified: bool,
 }
@@ -166,7 +179,16 @@ struct ReplaySub {
     /// Nothing of the channel is due up to here.
     from: StreamId,
     due: Due,
+    /// Purges up to here need not be told.
+    known_purge: StreamId,
     head: Option<Arc<ReplayPage>>,
+}
+
+impl ReplaySub {
+    /// A gap has been told: what is left after `position` follows.
+    fn restart(&mut self, position: StreamId) {
+        *self = Self { from: position, due: Due::WhatIsLeft, known_purge: position, head: None };
+    }
 }
 
 /// What is known of the history right after [`ReplaySub::from`].
@@ -175,7 +197,7 @@ enum Due {
     /// Nothing: whether it is whole has to be proven.
     #[default]
     Unproven,
-    /// The subscriber asked for what is left.
+    /// The subscriber asked for what is left, or was told that the rest is gone.
     WhatIsLeft,
     /// This event follows.
     Event(StreamId),
@@ -229,15 +251,19 @@ impl Session {
             self.phase = Phase::Closed;
             return Next::End;
         }
-        let requests = if self.is_reading() { Vec::new() } else { self.advance(now, batch) };
+        let advance =
+            if self.is_reading() { Advance::default() } else { self.advance_until_something(now, batch) };
         if batch.is_empty() && now.instant >= self.heartbeat_at() {
-            batch.push(self.heartbeat(requests.is_empty(), now));
+            batch.push(self.heartbeat(!advance.progressed && advance.requests.is_empty(), now));
         }
         if !batch.is_empty() {
             self.quiet_since = now.instant;
             return Next::Flush;
         }
-        self.wait(requests, now)
+        if advance.requests.is_empty() && advance.progressed {
+            return Next::Again;
+        }
+        self.wait(advance.requests, now)
     }
 
     /// What the last [`Next::Read`] asked for, or why it cannot be had now.
@@ -272,14 +298,28 @@ impl Session {
         &self.mailbox
     }
 
-    fn advance(&mut self, now: Now, batch: &mut Batch) -> Vec<HeadRequest> {
+    /// Advances as long as all that comes is left out by the filter or a skip list, within bounds.
+    fn advance_until_something(&mut self, now: Now, batch: &mut Batch) -> Advance {
+        let mut advance = Advance::default();
+        for _ in 0..ROUNDS_MAX {
+            advance = self.advance(now, batch);
+            if !batch.is_empty() || !advance.requests.is_empty() || !advance.progressed {
+                break;
+            }
+        }
+        advance
+    }
+
+    fn advance(&mut self, now: Now, batch: &mut Batch) -> Advance {
         if let Some(requests) = self.try_open(now, batch) {
-            return requests;
+            return Advance { requests, progressed: false };
         }
         let mut behind = Vec::new();
-        let mut from_rings = true;
+        let (mut from_rings, mut progressed) = (true, false);
         for slot in 0..self.slots.len() {
+            let before = self.slots[slot].position;
             from_rings &= self.flow(slot, batch, &mut behind);
+            progressed |= self.slots[slot].position > before;
         }
         if from_rings && self.nothing_skipped_ahead() {
             self.replay = None;
@@ -287,14 +327,15 @@ impl Session {
             replay.subs.iter_mut().for_each(|sub| sub.head = None);
             replay.permit = None;
         }
-        self.requests(&behind)
+        Advance { requests: self.requests(&behind), progressed }
     }
 
     /// Whether no channel remembers a position ahead of its partition's.
     fn nothing_skipped_ahead(&self) -> bool {
         let position = |sub: &Sub| self.slots[usize::from(sub.slot)].position;
         let Some(replay) = &self.replay else { return true };
-        replay.subs.iter().zip(&self.subs).all(|(state, sub)| state.from <= position(sub))
+        let mut subs = replay.subs.iter().zip(&self.subs);
+        subs.all(|(state, sub)| state.from.max(state.known_purge) <= position(sub))
     }
 
     fn requests(&self, behind: &[(usize, StreamId)]) -> Vec<HeadRequest> {

@@ -58,6 +58,10 @@ impl StreamBody {
             }
             let wake_at = match self.session.step(now(), &mut self.batch) {
                 Next::Flush => return self.take_batch(),
+                Next::Again => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Next::End => {
                     self.ended = true;
                     return self.take_batch();

@@ -24,6 +24,15 @@ pub struct Bounds {
     pub passed_over_expired: bool,
 }
 
+/// Markers up to which a reader needs not be told again: it was told, or asked for what is left of history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Of the partition's epochs.
+    pub epoch: StreamId,
+    /// Of the channel's purges.
+    pub purge: StreamId,
+}
+
 /// What the store keeps of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -51,14 +60,22 @@ pub enum Proof {
 }
 
 impl Bounds {
-    /// Judges the history after `position`. `exempt` names a position up to which purges and epochs are known
-    /// to the reader already; [`StreamId::ZERO`] when it knows of none.
-    pub fn prove(&self, position: StreamId, exempt: StreamId) -> Proof {
-        let began = self.epoch.max(self.purged);
-        if began > position.max(exempt) || position > self.feed_last {
+    /// Judges the history after `position`, for a reader that knows of the markers `known`.
+    pub fn prove(&self, position: StreamId, known: Known) -> Proof {
+        if self.began_anew(position, known) || self.was_purged(position, known) {
             return Proof::Reset;
         }
         if self.retained_after(position) { Proof::Complete } else { Proof::Trimmed }
+    }
+
+    /// Whether the whole partition's history began after `position`, or ends before it.
+    pub fn began_anew(&self, position: StreamId, known: Known) -> bool {
+        self.epoch > position.max(known.epoch) || position > self.feed_last
+    }
+
+    /// Whether the channel was purged after `position`.
+    pub fn was_purged(&self, position: StreamId, known: Known) -> bool {
+        self.purged > position.max(known.purge)
     }
 
     fn retained_after(&self, position: StreamId) -> bool {
@@ -106,14 +123,18 @@ mod tests {
 
     #[test]
     fn each_clause_of_the_rule_decides_its_own_case() {
-        let none = StreamId::ZERO;
+        let none = Known::default();
         let trimmed = bounds(Some(extent(200, 900, 5, 9)));
         assert_eq!(trimmed.prove(id(200), none), Proof::Complete, "the cursor's own event is still there");
         assert_eq!(trimmed.prove(id(199), none), Proof::Trimmed);
         assert_eq!(trimmed.prove(id(900), none), Proof::Complete, "nothing followed");
         assert_eq!(trimmed.prove(id(1_001), none), Proof::Reset, "a cursor from the future");
         assert_eq!(trimmed.prove(id(9), none), Proof::Reset, "from before the epoch");
-        assert_eq!(trimmed.prove(id(9), id(10)), Proof::Trimmed, "the epoch is known to the reader");
+        assert_eq!(
+            trimmed.prove(id(9), Known { epoch: id(10), ..none }),
+            Proof::Trimmed,
+            "the epoch is known to the reader"
+        );
 
         let whole = bounds(Some(extent(200, 900, 5, 5)));
         assert_eq!(whole.prove(id(150), none), Proof::Complete, "never trimmed and young enough");

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Batch, Due, Session};
+use super::{Batch, Due, Phase, Session};
 use crate::fanout::Topic;
 use crate::fanout::frame::Frame;
 use crate::fanout::pages::ReplayPage;
 use crate::id::StreamId;
-use crate::log::Proof;
+use crate::log::{Bounds, Known, Proof};
 use crate::sse::{self, GapReason};
 
 /// Frames taken from one channel at a time.
@@ -46,8 +46,9 @@ impl Session {
         'anew: loop {
             // The watermark first, then the rings.
             let marks = self.hub.marks(self.slots[slot].partition);
-            if marks.epoch > self.slots[slot].position.max(self.slots[slot].exempt) {
-                self.reset_slot(slot, marks.epoch, gaps);
+            if marks.epoch > self.slots[slot].position.max(self.slots[slot].known_epoch) {
+                let now = self.hub.latest(self.slots[slot].partition);
+                self.reset_slot(slot, if self.is_opening() { now } else { marks.epoch }, gaps);
             }
             let mut gathered = Gathered {
                 frames: Vec::new(),
@@ -86,7 +87,7 @@ impl Session {
         loop {
             let position = self.due_after(sub);
             let sight = topic.look(position, watermark, RUN_FRAMES_MAX);
-            if sight.purged > position.max(self.slots[slot].exempt) {
+            if sight.purged > position.max(self.known(sub).purge) {
                 self.purged(sub, position, sight.purged, gaps);
                 continue;
             }
@@ -101,8 +102,8 @@ impl Session {
                 Proof::Trimmed => {
                     Self::tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
                 }
-                Proof::Reset if self.is_of_partition(slot, &page, position) => {
-                    self.reset_slot(slot, page.bounds.feed_last, gaps);
+                Proof::Reset if page.bounds.began_anew(position, self.known(sub)) => {
+                    self.reset_slot(slot, self.reset_target(&page.bounds, position), gaps);
                     return Sight::Reset;
                 }
                 Proof::Reset => {
@@ -115,9 +116,20 @@ impl Session {
         }
     }
 
-    /// Whether a reset concerns the whole partition, not one purged channel.
-    fn is_of_partition(&self, slot: usize, page: &ReplayPage, position: StreamId) -> bool {
-        page.bounds.epoch > position.max(self.slots[slot].exempt) || position > page.bounds.feed_last
+    /// Where to go on after history was lost: a session that has told no position yet goes on from now, one
+    /// that has goes on from where history began anew.
+    fn reset_target(&self, bounds: &Bounds, position: StreamId) -> StreamId {
+        if self.is_opening() || position > bounds.feed_last { bounds.feed_last } else { bounds.epoch }
+    }
+
+    fn is_opening(&self) -> bool {
+        matches!(self.phase, Phase::Opening(_))
+    }
+
+    /// The markers that need not be told.
+    fn known(&self, sub: usize) -> Known {
+        let purge = self.replay.as_ref().map_or(StreamId::ZERO, |replay| replay.subs[sub].known_purge);
+        Known { epoch: self.slots[usize::from(self.subs[sub].slot)].known_epoch, purge }
     }
 
     /// Up to where nothing of a channel is due.
@@ -141,13 +153,15 @@ impl Session {
     }
 
     fn judge(&self, sub: usize, page: &ReplayPage, position: StreamId) -> Proof {
+        let known = self.known(sub);
+        if page.bounds.began_anew(position, known) || page.bounds.was_purged(position, known) {
+            return Proof::Reset;
+        }
         let state = self.replay.as_ref().map(|replay| &replay.subs[sub]).filter(|sub| sub.from == position);
         match state.map_or(Due::Unproven, |sub| sub.due) {
             Due::WhatIsLeft => Proof::Complete,
             Due::Event(id) if page.next_after(position) == Some(id) => Proof::Complete,
-            Due::Event(_) | Due::Unproven => {
-                page.bounds.prove(position, self.slots[usize::from(self.subs[sub].slot)].exempt)
-            }
+            Due::Event(_) | Due::Unproven => page.bounds.prove(position, known),
         }
     }
 
@@ -156,10 +170,13 @@ impl Session {
     fn accept(&mut self, sub: usize, page: &ReplayPage, position: StreamId) -> StreamId {
         let slot = &mut self.slots[usize::from(self.subs[sub].slot)];
         slot.verified = true;
-        if slot.exempt == StreamId::MAX {
-            slot.exempt = page.bounds.feed_last;
+        if slot.known_epoch == StreamId::MAX {
+            slot.known_epoch = page.bounds.feed_last;
         }
         let state = &mut self.replay_mut().subs[sub];
+        if state.known_purge == StreamId::MAX {
+            state.known_purge = page.bounds.feed_last;
+        }
         (state.from, state.due) = match page.next_after(position) {
             Some(next) => (next.before(), Due::Event(next)),
             None => (page.through.max(position), Due::Unproven),
@@ -170,24 +187,21 @@ impl Session {
     fn purged(&mut self, sub: usize, position: StreamId, marker: StreamId, gaps: &mut Batch) {
         let topic = Arc::clone(&self.subs[sub].joined.topic);
         Self::tell_gap(&topic, position, None, GapReason::Reset, gaps);
-        let state = &mut self.replay_mut().subs[sub];
-        (state.from, state.due) = (marker, Due::Unproven);
+        self.replay_mut().subs[sub].restart(marker);
     }
 
-    /// The partition's history was lost: all its channels go on from `position`.
+    /// The partition's history was lost: all its channels go on from `position`, with what is left after it.
     fn reset_slot(&mut self, slot: usize, position: StreamId, gaps: &mut Batch) {
         let after = self.slots[slot].position;
         for sub in 0..self.subs.len() {
             if usize::from(self.subs[sub].slot) == slot {
                 let topic = Arc::clone(&self.subs[sub].joined.topic);
                 Self::tell_gap(&topic, after, None, GapReason::Reset, gaps);
-                if let Some(replay) = &mut self.replay {
-                    replay.subs[sub] = super::ReplaySub::default();
-                }
+                self.replay_mut().subs[sub].restart(position);
             }
         }
         let slot = &mut self.slots[slot];
-        (slot.position, slot.exempt, slot.verified) = (position, StreamId::ZERO, true);
+        (slot.position, slot.known_epoch, slot.verified) = (position, position, true);
     }
 
     fn tell_gap(

@@ -45,32 +45,37 @@ pub(super) fn slots(
             Sub { joined, slot: u16::try_from(slot).expect("a partition number has 16 bits") }
         })
         .collect();
-    // Without channels there is still a position to resume from.
+    // Without channels there is still a position to resume from, and nothing to prove about it.
     if slots.is_empty() {
-        slots.push(slot_at(hub, Partition(0), start));
+        let slot = slot_at(hub, Partition(0), start);
+        let position = slot.position.min(hub.latest(slot.partition));
+        slots.push(Slot { position, verified: true, ..slot });
     }
     (slots, subs)
 }
 
 fn slot_at(hub: &Hub, partition: Partition, start: &Result<Start, InvalidCursor>) -> Slot {
     let latest = hub.latest(partition);
-    let (position, exempt, verified) = match start {
+    let (position, known_epoch, verified) = match start {
         Ok(Start::Latest) | Err(InvalidCursor) => (latest, StreamId::ZERO, true),
         // Until the first page tells how far history has been read, no marker concerns the session.
         Ok(Start::Earliest | Start::Rewind(_)) => (StreamId::ZERO, StreamId::MAX, true),
-        Ok(Start::After(cursor)) => {
-            let position = cursor.position(partition);
-            (position, StreamId::ZERO, position <= latest)
-        }
+        Ok(Start::After(cursor)) => match cursor.position(partition) {
+            // What `earliest` was told before anything came from this partition.
+            StreamId::ZERO => (StreamId::ZERO, StreamId::MAX, true),
+            position => (position, StreamId::ZERO, position <= latest),
+        },
     };
-    Slot { partition, position, exempt, verified }
+    Slot { partition, position, known_epoch, verified }
 }
 
 impl Session {
     pub(super) fn opening(&mut self, start: &Result<Start, InvalidCursor>) -> Opening {
-        let asks_for_what_is_left = matches!(start, Ok(Start::Earliest | Start::Rewind(_)));
-        if asks_for_what_is_left {
-            self.replay_mut().subs.iter_mut().for_each(|sub| sub.due = Due::WhatIsLeft);
+        for sub in 0..self.subs.len() {
+            if self.slots[usize::from(self.subs[sub].slot)].known_epoch == StreamId::MAX {
+                let state = &mut self.replay_mut().subs[sub];
+                (state.due, state.known_purge) = (Due::WhatIsLeft, StreamId::MAX);
+            }
         }
         match start {
             Ok(Start::Latest | Start::Earliest) => Opening::Known,
@@ -128,18 +133,18 @@ impl Session {
             else {
                 continue;
             };
-            (self.slots[slot].position, self.slots[slot].exempt) = (from, feed_last);
+            (self.slots[slot].position, self.slots[slot].known_epoch) = (from, feed_last);
         }
         let replay = self.replay_mut();
-        for (sub, from, _) in origins {
-            replay.subs[*sub].from = *from;
+        for (sub, from, feed_last) in origins {
+            (replay.subs[*sub].from, replay.subs[*sub].known_purge) = (*from, *feed_last);
         }
         self.phase = Phase::Opening(Opening::Known);
     }
 
     fn start_at_the_end(&mut self) {
         for slot in &mut self.slots {
-            (slot.position, slot.exempt) = (self.hub.latest(slot.partition), StreamId::ZERO);
+            (slot.position, slot.known_epoch) = (self.hub.latest(slot.partition), StreamId::ZERO);
         }
     }
 

@@ -174,6 +174,6 @@ pub(crate) async fn a_watermark_from_the_future_is_a_rollback_and_a_reset_begins
     assert!(next > tail.epoch, "ids go on above the new epoch");
     let bounds = read(log, &name, everything()).await.bounds;
     assert_eq!(bounds.epoch, tail.epoch);
-    assert_eq!(bounds.prove(last, StreamId::ZERO), crate::log::Proof::Reset);
-    assert_eq!(bounds.prove(tail.epoch, StreamId::ZERO), crate::log::Proof::Complete);
+    assert_eq!(bounds.prove(last, crate::log::Known::default()), crate::log::Proof::Reset);
+    assert_eq!(bounds.prove(tail.epoch, crate::log::Known::default()), crate::log::Proof::Complete);
 }

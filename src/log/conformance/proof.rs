@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::log::Proof;
+use crate::log::{Known, Proof};
 
 const AGE: Duration = Duration::from_secs(4);
 
@@ -62,7 +62,7 @@ impl Model {
             let due: Vec<_> = self.ever.iter().copied().filter(|id| *id > position).collect();
             assert!(found.iter().all(|id| due.contains(id)), "only what was appended is read");
             let bounds = page.bounds;
-            let proof = bounds.prove(position, StreamId::ZERO);
+            let proof = bounds.prove(position, Known::default());
             let context = || format!("{:?} after {position}: {bounds:?}", self.retention);
             if proof == Proof::Complete {
                 assert_eq!(found, due, "proven complete, {}", context());
@@ -111,19 +111,19 @@ pub(crate) async fn a_channel_with_nothing_to_miss_is_not_flagged(harness: &impl
     let query = ReadQuery { max_age: age, after: start, ..everything() };
     append_text(log, other, "x").await;
     let absent = read(log, name, query).await.bounds;
-    assert_eq!(absent.prove(start, StreamId::ZERO), Proof::Complete, "nobody ever wrote to it");
+    assert_eq!(absent.prove(start, Known::default()), Proof::Complete, "nobody ever wrote to it");
 
     let retention = Retention { max_length: None, max_age: age };
     append(log, vec![kept(item(name, "x"), retention)]).await;
     let whole = read(log, name, query).await.bounds;
-    assert_eq!(whole.prove(start, StreamId::ZERO), Proof::Complete, "its first event came later");
+    assert_eq!(whole.prove(start, Known::default()), Proof::Complete, "its first event came later");
 
     harness.advance(AGE + Duration::from_millis(500)).await;
     let expired = read(log, name, query).await.bounds;
-    assert_eq!(expired.prove(start, StreamId::ZERO), Proof::Trimmed, "it may have missed what expired");
+    assert_eq!(expired.prove(start, Known::default()), Proof::Trimmed, "it may have missed what expired");
     let now = append_text(log, other, "y").await;
     let young = read(log, name, ReadQuery { after: now, ..query }).await.bounds;
-    assert_eq!(young.prove(now, StreamId::ZERO), Proof::Complete, "nothing younger can have expired");
+    assert_eq!(young.prove(now, Known::default()), Proof::Complete, "nothing younger can have expired");
 }
 
 pub(crate) async fn a_purge_resets_cursors_from_before(harness: &impl Harness) {
@@ -136,17 +136,21 @@ pub(crate) async fn a_purge_resets_cursors_from_before(harness: &impl Harness) {
     let purged = log.tail(partition_of(log, name)).await.unwrap().last;
     let bounds = read(log, name, everything()).await.bounds;
     assert_eq!(bounds.purged, purged);
-    assert_eq!(bounds.prove(before, StreamId::ZERO), Proof::Reset);
+    assert_eq!(bounds.prove(before, Known::default()), Proof::Reset);
     assert_eq!(
-        bounds.prove(before, purged),
+        bounds.prove(before, Known { purge: purged, ..Known::default() }),
         Proof::Complete,
         "a reader that knows of the purge is not told again"
     );
-    assert_eq!(bounds.prove(purged, StreamId::ZERO), Proof::Complete);
+    assert_eq!(bounds.prove(purged, Known::default()), Proof::Complete);
     let untouched = read(log, other, everything()).await.bounds;
-    assert_eq!(untouched.prove(before, StreamId::ZERO), Proof::Complete, "other channels are not concerned");
+    assert_eq!(
+        untouched.prove(before, Known::default()),
+        Proof::Complete,
+        "other channels are not concerned"
+    );
     append_text(log, name, "c").await;
     let refilled = read(log, name, everything()).await.bounds;
-    assert_eq!(refilled.prove(before, StreamId::ZERO), Proof::Reset);
-    assert_eq!(refilled.prove(purged, StreamId::ZERO), Proof::Complete);
+    assert_eq!(refilled.prove(before, Known::default()), Proof::Reset);
+    assert_eq!(refilled.prove(purged, Known::default()), Proof::Complete);
 }

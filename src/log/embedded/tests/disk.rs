@@ -11,7 +11,7 @@ use super::*;
 use crate::log::conformance::{
     KEEP, append, append_text, channel, everything, item, keyed, noise, read, texts,
 };
-use crate::log::{Outcome, Proof};
+use crate::log::{Known, Outcome, Proof};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -56,7 +56,7 @@ async fn a_restart_without_close_keeps_what_was_acknowledged() {
     let again = append(&log, vec![keyed(&a, "1", "k", HOUR)]).await[0];
     assert_eq!((again.id, again.duplicate), (first[0].id, true));
     let bounds = read(&log, &b, everything()).await.bounds;
-    assert_eq!(bounds.prove(first[1].id, StreamId::ZERO), Proof::Reset, "the purge is remembered");
+    assert_eq!(bounds.prove(first[1].id, Known::default()), Proof::Reset, "the purge is remembered");
 
     // The feed starts anew, where the run before ended.
     assert_eq!(log.follow(Partition(0), fresh.last).await.unwrap(), Followed::Trimmed(last));

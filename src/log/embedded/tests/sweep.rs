@@ -5,10 +5,10 @@ use fjall::Keyspace;
 use super::super::recovery;
 use super::super::sweep::Sweep;
 use super::*;
-use crate::log::Proof;
 use crate::log::conformance::{
     KEEP, append, append_text, channel, everything, item, kept, keyed, read, texts,
 };
+use crate::log::{Known, Proof};
 
 const AGE: Duration = Duration::from_secs(10);
 const AGED: Retention = Retention { max_length: None, max_age: Some(AGE) };
@@ -86,7 +86,7 @@ async fn a_purged_channel_leaves_the_disk_and_its_marker_goes_with_its_age() {
     eventually("leftovers to go", async || (count(&store.events) == 1).then_some(())).await;
     assert_eq!(texts(&log, &name).await, ["kept"]);
     let query = ReadQuery { max_age: Some(AGE), after: before, ..everything() };
-    assert_eq!(read(&log, &name, query).await.bounds.prove(before, StreamId::ZERO), Proof::Reset);
+    assert_eq!(read(&log, &name, query).await.bounds.prove(before, Known::default()), Proof::Reset);
 
     log.purge(&name, &KEEP).await.unwrap();
     clock.advance(AGE + Duration::from_millis(1));
@@ -94,7 +94,7 @@ async fn a_purged_channel_leaves_the_disk_and_its_marker_goes_with_its_age() {
     for position in [before, kept_id] {
         let bounds = read(&log, &name, ReadQuery { after: position, ..query }).await.bounds;
         assert_ne!(
-            bounds.prove(position, StreamId::ZERO),
+            bounds.prove(position, Known::default()),
             Proof::Complete,
             "age rules out what the marker did"
         );
