@@ -89,7 +89,7 @@ end
 local function publish(keys, args)
   local feed = keys[1]
   local channel, kind, data, idem = args[1], args[2], args[3], args[4]
-  if not data or #args > 4 then
+  if not feed or not data or #args > 4 then
     return redis.error_reply('HWREFUSED usage: FCALL headwater_publish 1 <feed> <channel> <type> <data> [key]')
   elseif not string.find(feed, '{%d+}:feed$') then
     return redis.error_reply('HWREFUSED the key is a feed, as in hw:{0}:feed')
