@@ -200,12 +200,28 @@ local function format_of(data)
   return '1'
 end
 
+-- Each well-formed sequence is replaced, not removed, or the bytes around it could join to another.
+local UTF8 = {
+  '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '\237[\128-\159][\128-\191]',
+  '[\225-\236\238\239][\128-\191][\128-\191]', '\240[\144-\191][\128-\191][\128-\191]',
+  '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
+}
+
+local function valid_utf8(text)
+  for _, sequence in ipairs(UTF8) do
+    text = string.gsub(text, sequence, '.')
+  end
+  return not string.find(text, '[\128-\255]')
+end
+
 -- Why a text cannot be an event type; nil when it can.
 local function invalid_kind(kind)
   if kind == '' or #kind > 200 then
     return 'an event type has 1 to 200 bytes'
   elseif string.find(kind, '%c') or string.find(kind, '\194[\128-\159]') then
     return 'an event type contains no control characters'
+  elseif not valid_utf8(kind) then
+    return 'an event type is UTF-8'
   elseif kind == 'connected' or kind == 'gap' or kind == 'heartbeat' or kind == 'closing' then
     return 'the server sends events of type ' .. kind .. ' itself'
   end

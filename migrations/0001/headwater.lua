@@ -5,20 +5,6 @@ local REFUSED = {
   '\194[\128-\160]', '\225\154\128', '\226\128[\128-\138]', '\226\128[\168\169\175]', '\226\129\159', '\227\128\128',
 }
 
--- Each well-formed sequence is replaced, not removed, or the bytes around it could join to another.
-local UTF8 = {
-  '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '\237[\128-\159][\128-\191]',
-  '[\225-\236\238\239][\128-\191][\128-\191]', '\240[\144-\191][\128-\191][\128-\191]',
-  '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
-}
-
-local function valid_utf8(text)
-  for _, sequence in ipairs(UTF8) do
-    text = string.gsub(text, sequence, '.')
-  end
-  return not string.find(text, '[\128-\255]')
-end
-
 local function invalid_channel(channel)
   if channel == '' or #channel > 200 then
     return 'a channel name has 1 to 200 bytes'
