@@ -106,9 +106,11 @@ local function stream_info(key)
   return info
 end
 
-local function poisoned(last_id)
+-- Whether a channel's last id is so far ahead that no event may follow it. What lies below the end of the feed
+-- is not: the functions wrote it themselves before the clock went back.
+local function poisoned(feed, last_id)
   local ms = split(last_id)
-  return tonumber(ms) > now_ms() + DAY_MS
+  return tonumber(ms) > now_ms() + DAY_MS and after(last_id, feed_last(feed) or '0-0')
 end
 
 -- Appends one event: ref first, then the event under the ref's id. Answers the id, or nil, a code and a
@@ -145,7 +147,7 @@ local function append(feed, base, event)
   if after(id, last) then
     return nil, 'failed', reply.err
   end
-  if poisoned(last) then
+  if poisoned(feed, last) then
     return nil, 'poisoned', last
   end
   id = redis.call('XADD', feed, above(last), 'ch', event.channel, 'n', bytes)

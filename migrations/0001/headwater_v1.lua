@@ -23,7 +23,7 @@ end
 
 -- What would make a later item of a request fail is found before the first is written, because a script's
 -- writes are not undone. Answers nil when all can be appended.
-local function find_refusal(base, items)
+local function find_refusal(feed, base, items)
   local seen = {}
   for _, item in ipairs(items) do
     if not seen[item.channel] then
@@ -32,7 +32,7 @@ local function find_refusal(base, items)
       local kind = redis.call('TYPE', key).ok
       if kind == 'stream' then
         local last = stream_info(key)['last-generated-id']
-        if poisoned(last) then
+        if poisoned(feed, last) then
           return refusal('poisoned', item.channel, last)
         end
       elseif kind ~= 'none' then
@@ -100,7 +100,7 @@ local function publish(keys, args)
   while at <= #args do
     local items
     items, at = parse_items(args, at + 1, tonumber(args[at]), policies)
-    local refused = #items > 1 and find_refusal(base, items)
+    local refused = #items > 1 and find_refusal(feed, base, items)
     local ids = {}
     for i, item in ipairs(items) do
       if refused then
