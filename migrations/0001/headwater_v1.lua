@@ -231,9 +231,10 @@ local function reset(keys, args)
 end
 
 -- Purges whose marker every cursor of its channel is younger than, or past its maximum age, say nothing more.
+-- A look is short, so each starts elsewhere: any number is a cursor.
 local function forget_old_purges(state)
   local now = now_ms()
-  local fields = redis.call('HSCAN', state, '0', 'MATCH', 'epoch:*', 'COUNT', 64)[2]
+  local fields = redis.call('HSCAN', state, integer(now), 'MATCH', 'epoch:*', 'COUNT', 64)[2]
   for i = 1, #fields, 2 do
     local ms, age_max = string.match(fields[i + 1], '^(%d+)-%d+ (%d+)$')
     if ms and tonumber(ms) + tonumber(age_max) < now then
