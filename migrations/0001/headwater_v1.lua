@@ -92,7 +92,8 @@ local function publish(keys, args)
   local policies = {}
   local at = 3
   for i = 1, tonumber(args[2]) do
-    policies[i] = { length_max = tonumber(args[at]), age_max = tonumber(args[at + 1]) }
+    -- The length stays text: it is only passed on, and Redis is slow to print a number.
+    policies[i] = { length_max = args[at] ~= '' and args[at] or nil, age_max = tonumber(args[at + 1]) }
     at = at + 2
   end
   local call = { feed = feed, base = base, touched = {}, appended = 0 }
