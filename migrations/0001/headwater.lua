@@ -43,7 +43,7 @@ local function other_feed(feed, base, channel)
     return nil
   end
   local prefix, partition = string.match(feed, '^(.*){(%d+)}:feed$')
-  local right = crc16(channel) % partitions
+  local right = partitions > 1 and crc16(channel) % partitions or 0
   if tonumber(partition) ~= right then
     return prefix .. '{' .. right .. '}:feed'
   end
