@@ -1,6 +1,6 @@
 //! `headwater_publish_v1`: ids, refusals, idempotency and the floor.
 
-use super::{DAY_MS, FEED, Functions, Receipt, id, ids, item, key_of, refusal, show};
+use super::{DAY_MS, FEED, Functions, Item, Receipt, id, ids, item, key_of, refusal, show};
 use crate::support::until;
 
 #[tokio::test]
@@ -35,6 +35,17 @@ async fn an_event_stands_in_feed_and_channel_under_the_same_id() {
     let feed = store.stream(FEED);
     assert_eq!(feed[1].fields, ["ch", "orders", "n", "11"], "type and data count");
     store.assert_feed_and_channels_agree(&["orders"]);
+
+    // What is optional stands behind the rest, whatever else there is.
+    for (retry, skip, more) in [("7", "", ["retry", "7"]), ("", "n.1", ["skip", "n.1"])] {
+        for length_max in [None, Some(10)] {
+            let kept = Item { retry, skip, ..item("optional", "x").kept(length_max, None) };
+            store.publish_one(kept);
+            let event = store.channel("optional").pop().unwrap();
+            assert_eq!(event.fields[..6], ["v", "1", "type", "message", "data", "x"]);
+            assert_eq!(event.fields[6..], more);
+        }
+    }
 }
 
 #[tokio::test]

@@ -90,8 +90,8 @@ impl Resp {
     pub(crate) fn call<W: AsRef<[u8]>>(&mut self, words: &[W]) -> Reply {
         let reply = self.try_call(words);
         if let Reply::Error(error) = &reply {
-            let words: Vec<_> =
-                words.iter().take(8).map(|word| String::from_utf8_lossy(word.as_ref())).collect();
+            let shown = |word: &W| word.as_ref().escape_ascii().take(80).map(char::from).collect::<String>();
+            let words: Vec<String> = words.iter().take(8).map(shown).collect();
             panic!("{words:?} answered {error}");
         }
         reply
