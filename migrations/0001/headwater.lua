@@ -5,20 +5,6 @@ local REFUSED = {
   '\194[\128-\160]', '\225\154\128', '\226\128[\128-\138]', '\226\128[\168\169\175]', '\226\129\159', '\227\128\128',
 }
 
--- Each well-formed sequence is replaced, not removed, or the bytes around it could join to another.
-local UTF8 = {
-  '[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]', '\237[\128-\159][\128-\191]',
-  '[\225-\236\238\239][\128-\191][\128-\191]', '\240[\144-\191][\128-\191][\128-\191]',
-  '[\241-\243][\128-\191][\128-\191][\128-\191]', '\244[\128-\143][\128-\191][\128-\191]',
-}
-
-local function valid_utf8(text)
-  for _, sequence in ipairs(UTF8) do
-    text = string.gsub(text, sequence, '.')
-  end
-  return not string.find(text, '[\128-\255]')
-end
-
 local function invalid_channel(channel)
   if channel == '' or #channel > 200 then
     return 'a channel name has 1 to 200 bytes'
@@ -57,7 +43,7 @@ local function other_feed(feed, base, channel)
     return nil
   end
   local prefix, partition = string.match(feed, '^(.*){(%d+)}:feed$')
-  local right = crc16(channel) % partitions
+  local right = partitions > 1 and crc16(channel) % partitions or 0
   if tonumber(partition) ~= right then
     return prefix .. '{' .. right .. '}:feed'
   end
@@ -89,7 +75,7 @@ end
 local function publish(keys, args)
   local feed = keys[1]
   local channel, kind, data, idem = args[1], args[2], args[3], args[4]
-  if not data or #args > 4 then
+  if not feed or not data or #args > 4 then
     return redis.error_reply('HWREFUSED usage: FCALL headwater_publish 1 <feed> <channel> <type> <data> [key]')
   elseif not string.find(feed, '{%d+}:feed$') then
     return redis.error_reply('HWREFUSED the key is a feed, as in hw:{0}:feed')

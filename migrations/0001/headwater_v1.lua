@@ -23,7 +23,7 @@ end
 
 -- What would make a later item of a request fail is found before the first is written, because a script's
 -- writes are not undone. Answers nil when all can be appended.
-local function find_refusal(base, items)
+local function find_refusal(feed, base, items)
   local seen = {}
   for _, item in ipairs(items) do
     if not seen[item.channel] then
@@ -32,7 +32,7 @@ local function find_refusal(base, items)
       local kind = redis.call('TYPE', key).ok
       if kind == 'stream' then
         local last = stream_info(key)['last-generated-id']
-        if poisoned(last) then
+        if poisoned(feed, last) then
           return refusal('poisoned', item.channel, last)
         end
       elseif kind ~= 'none' then
@@ -92,7 +92,8 @@ local function publish(keys, args)
   local policies = {}
   local at = 3
   for i = 1, tonumber(args[2]) do
-    policies[i] = { length_max = tonumber(args[at]), age_max = tonumber(args[at + 1]) }
+    -- The length stays text: it is only passed on, and Redis is slow to print a number.
+    policies[i] = { length_max = args[at] ~= '' and args[at] or nil, age_max = tonumber(args[at + 1]) }
     at = at + 2
   end
   local call = { feed = feed, base = base, touched = {}, appended = 0 }
@@ -100,7 +101,7 @@ local function publish(keys, args)
   while at <= #args do
     local items
     items, at = parse_items(args, at + 1, tonumber(args[at]), policies)
-    local refused = #items > 1 and find_refusal(base, items)
+    local refused = #items > 1 and find_refusal(feed, base, items)
     local ids = {}
     for i, item in ipairs(items) do
       if refused then
@@ -231,9 +232,10 @@ local function reset(keys, args)
 end
 
 -- Purges whose marker every cursor of its channel is younger than, or past its maximum age, say nothing more.
+-- A look is short, so each starts elsewhere: any number is a cursor.
 local function forget_old_purges(state)
   local now = now_ms()
-  local fields = redis.call('HSCAN', state, '0', 'MATCH', 'epoch:*', 'COUNT', 64)[2]
+  local fields = redis.call('HSCAN', state, integer(now), 'MATCH', 'epoch:*', 'COUNT', 64)[2]
   for i = 1, #fields, 2 do
     local ms, age_max = string.match(fields[i + 1], '^(%d+)-%d+ (%d+)$')
     if ms and tonumber(ms) + tonumber(age_max) < now then

@@ -23,6 +23,8 @@ mod crash;
 #[cfg(test)]
 mod earthquakes;
 #[cfg(test)]
+mod functions;
+#[cfg(test)]
 mod injection;
 #[cfg(test)]
 mod management;

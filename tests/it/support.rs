@@ -10,6 +10,7 @@ pub(crate) mod load;
 pub(crate) mod proxy;
 pub(crate) mod recorder;
 pub(crate) mod redis;
+pub(crate) mod resp;
 pub(crate) mod sse;
 pub(crate) mod sse_parser;
 pub(crate) mod until;
