@@ -290,17 +290,9 @@ impl Hub {
         );
     }
 
-    /// Refs up to `last` were trimmed unread: every topic begins anew there, and its sessions turn to the log.
-    pub fn jump(&self, partition: Partition, last: StreamId) {
-        self.restart(partition, Tail { last, epoch: self.marks(partition).epoch });
-    }
-
-    /// History was lost: topics begin anew at the partition's new tail.
-    pub fn reset(&self, partition: Partition, tail: Tail) {
-        self.restart(partition, tail);
-    }
-
-    fn restart(&self, partition: Partition, tail: Tail) {
+    /// Refs were trimmed unread, or history was lost: every topic begins anew at the partition's tail, and its
+    /// sessions turn to the log. What a new epoch means to them follows from the marks.
+    pub fn restart(&self, partition: Partition, tail: Tail) {
         let hub = self.hub(partition);
         let mut topics = hub.topics.lock();
         topics.looked = topics.looked.max(tail.last);

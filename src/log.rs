@@ -191,8 +191,8 @@ pub struct Tail {
 pub enum Followed {
     /// Every ref after the watermark, in order, up to the last one listed. Empty when nothing came.
     Refs(Vec<Ref>),
-    /// Refs after the watermark were trimmed before they could be read. The feed ends at this id now.
-    Trimmed(StreamId),
+    /// Refs after the watermark were trimmed before they could be read. The partition's tail now.
+    Trimmed(Tail),
     /// The watermark is no longer part of the history: the store was flushed or rolled back.
     RolledBack,
 }
@@ -282,6 +282,9 @@ pub enum LogError {
     /// The store holds something that contradicts the layout.
     #[error("the log is damaged: {0}")]
     Damaged(String),
+    /// The channel refuses, as it would refuse an append.
+    #[error(transparent)]
+    Channel(#[from] Refusal),
     /// The cursor of a listing is none that this store gave.
     #[error("the cursor of the listing is not one that was answered before")]
     BadCursor,
@@ -301,14 +304,16 @@ impl LogError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Unknown(_) => Outcome::Unknown,
-            Self::Unavailable(_) | Self::Refused(_) | Self::Damaged(_) | Self::BadCursor => {
-                Outcome::NotPublished
-            }
+            Self::Unavailable(_)
+            | Self::Refused(_)
+            | Self::Damaged(_)
+            | Self::Channel(_)
+            | Self::BadCursor => Outcome::NotPublished,
         }
     }
 
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Damaged(_) | Self::BadCursor)
+        !matches!(self, Self::Damaged(_) | Self::Channel(_) | Self::BadCursor)
     }
 }

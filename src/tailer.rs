@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fanout::{Hub, Look};
 use crate::id::Partition;
-use crate::log::{Followed, Log, LogError, Ref};
+use crate::log::{Followed, Log, LogError, Ref, RefKind};
 
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
 
+/// Bytes of the events that are read and released together.
+const RELEASE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// A healthy tailer finishes a turn at least this often: the log answers a follow within about a second.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
@@ -85,16 +87,19 @@ impl Tailer {
         self.hub.pages.expire();
         let watermark = self.hub.marks(self.partition).watermark;
         match self.log.follow(self.partition, watermark).await? {
-            Followed::Refs(refs) if refs.is_empty() => {}
-            Followed::Refs(refs) => self.release(&refs).await,
-            Followed::Trimmed(last) => {
-                tracing::warn!(partition = self.partition.0, %watermark, %last, "refs were trimmed before this node read them; its sessions turn to the log");
-                self.hub.jump(self.partition, last);
+            Followed::Refs(refs) => {
+                for refs in chunks(&refs) {
+                    self.release(refs).await;
+                }
+            }
+            Followed::Trimmed(tail) => {
+                tracing::warn!(partition = self.partition.0, %watermark, last = %tail.last, "refs were trimmed before this node read them; its sessions turn to the log");
+                self.hub.restart(self.partition, tail);
             }
             Followed::RolledBack => {
                 let tail = self.log.reset(self.partition, watermark).await?;
                 tracing::error!(partition = self.partition.0, %watermark, epoch = %tail.epoch, "the log lost history; sessions are told with a gap");
-                self.hub.reset(self.partition, tail);
+                self.hub.restart(self.partition, tail);
             }
         }
         Ok(())
@@ -123,5 +128,46 @@ impl Tailer {
                 }
             }
         }
+    }
+}
+
+/// Stretches of refs whose events, as announced, fit the memory for one release; an event larger than that has a
+/// stretch of its own.
+fn chunks(refs: &[Ref]) -> impl Iterator<Item = &[Ref]> {
+    let mut rest = refs;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|r| {
+            if let RefKind::Event(_, announced) = &r.kind {
+                bytes += announced;
+            }
+            bytes <= RELEASE_BYTES_MAX
+        });
+        let count = fits.count().max(1).min(rest.len());
+        let (chunk, after) = rest.split_at(count);
+        rest = after;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+    use crate::id::StreamId;
+
+    #[test]
+    fn refs_are_released_in_stretches_that_fit_in_memory() {
+        let event = |ms, bytes| Ref {
+            id: StreamId::new(ms, 0).unwrap(),
+            kind: RefKind::Event(Channel::parse("a").unwrap(), bytes),
+        };
+        let half = RELEASE_BYTES_MAX / 2;
+        let refs =
+            [event(1, 1), event(2, half), event(3, half), event(4, 2 * half + 1), event(5, 1), event(6, 1)];
+        let sizes: Vec<usize> = chunks(&refs).map(<[Ref]>::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 2]);
+        assert_eq!(chunks(&refs).flatten().count(), refs.len());
+        assert_eq!(chunks(&[]).count(), 0);
     }
 }

@@ -187,7 +187,8 @@ local function settle(base, channel, id, age_max)
     redis.call('PERSIST', key)
   end
   if ttl == -1 then
-    redis.call('SADD', base .. 'channels', channel)
+    -- A key of another type under this name must not fail a call whose events are written.
+    redis.pcall('SADD', base .. 'channels', channel)
   end
 end
 

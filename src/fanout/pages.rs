@@ -20,7 +20,8 @@ use super::ring::Run;
 use super::topic::Topic;
 use crate::channel::Channel;
 use crate::id::StreamId;
-use crate::log::{Bounds, Log, LogError, ReadQuery};
+use crate::log::bounds::Extent;
+use crate::log::{Bounds, Log, LogError, Page, ReadQuery, Tail};
 
 /// Kept pages live this long at most.
 const PAGE_LIFETIME: Duration = Duration::from_secs(5);
@@ -204,13 +205,40 @@ impl Pages {
         bytes_max: usize,
     ) -> Result<Arc<ReplayPage>, LogError> {
         let query = ReadQuery { bytes_max, ..ReadQuery::following(after, topic.retention()) };
-        let page = self.log.read(topic.channel(), &query).await?;
+        let page = self.read_or_lose(topic, &query).await?;
         let encode = |event| Arc::new(Frame::new(event, topic.partition()));
         let frames: Vec<_> = page.events.into_iter().map(encode).collect();
         let last = frames.last().map_or(after, |frame| frame.id());
         let through = if page.exhausted { page.bounds.feed_last.max(last) } else { last };
-        let bytes = frames.iter().map(|frame| frame.size()).sum();
+        let bytes = size_of::<ReplayPage>() + frames.iter().map(|frame| frame.size()).sum::<usize>();
         Ok(Arc::new(ReplayPage { after, through, bounds: page.bounds, frames, bytes }))
+    }
+
+    /// A channel that cannot be read is empty to its subscribers, with everything lost: they are told, and the
+    /// other channels of the same stream go on.
+    async fn read_or_lose(&self, topic: &Topic, query: &ReadQuery) -> Result<Page, LogError> {
+        let error = match self.log.read(topic.channel(), query).await {
+            Err(LogError::Damaged(error)) => error,
+            result => return result,
+        };
+        tracing::error!(error, channel = %topic.channel(), "a channel cannot be read");
+        let Tail { last, epoch } = self.log.tail(topic.partition()).await?;
+        let extent = Extent {
+            first: StreamId::MAX,
+            last: StreamId::MAX,
+            length: 0,
+            entries_added: 1,
+            max_deleted: StreamId::MAX,
+        };
+        let bounds = Bounds {
+            extent: Some(extent),
+            epoch,
+            purged: StreamId::ZERO,
+            feed_last: last,
+            expired: None,
+            passed_over_expired: false,
+        };
+        Ok(Page { events: Vec::new(), exhausted: true, bounds })
     }
 
     /// Walks back `count` events without keeping them.
@@ -224,7 +252,7 @@ impl Pages {
         let mut from = None;
         let mut feed_last = None;
         loop {
-            let page = self.log.read(topic.channel(), &query).await?;
+            let page = self.read_or_lose(topic, &query).await?;
             let end = *feed_last.get_or_insert(page.bounds.feed_last);
             left = left.saturating_sub(page.events.len());
             if let Some(oldest) = page.events.last() {

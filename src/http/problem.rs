@@ -151,6 +151,7 @@ impl From<LogError> for Problem {
         let code = match &error {
             LogError::Unavailable(_) | LogError::Unknown(_) | LogError::Refused(_) => Code::Unavailable,
             LogError::Damaged(_) => Code::Damaged,
+            LogError::Channel(refusal) => return Self::from(refusal.clone()),
             LogError::BadCursor => return Self::query("cursor", &error),
         };
         if code == Code::Damaged {
@@ -161,6 +162,16 @@ impl From<LogError> for Problem {
     }
 }
 
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Poisoned(_) => Code::ChannelPoisoned,
+            Refusal::WrongType(..) => Code::ChannelBlocked,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
 impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
         let outcome = match error.outcome() {
@@ -168,12 +179,7 @@ impl From<PublishError> for Problem {
             Outcome::Unknown => "unknown",
         };
         let problem = match error {
-            PublishError::Refused(Refusal::Poisoned(_)) => {
-                return Self::new(Code::ChannelPoisoned, error.to_string());
-            }
-            PublishError::Refused(Refusal::WrongType(..)) => {
-                return Self::new(Code::ChannelBlocked, error.to_string());
-            }
+            PublishError::Refused(refusal) => return Self::from(refusal),
             PublishError::Log(error) => Self::from(error),
             PublishError::Overloaded => {
                 Self::new(Code::Overloaded, error.to_string()).retry_after(Duration::from_secs(1))

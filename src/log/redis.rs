@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 
 pub use self::connection::Endpoint;
 use self::connection::{Connections, Effect, call};
+use self::feed::Found;
 use self::functions::fcall;
 use self::keys::Keys;
 pub use self::migrate::LAYOUT;
@@ -37,7 +38,7 @@ use crate::id::{Partition, StreamId};
 use crate::log::retention::RetentionRules;
 use crate::log::{
     AppendRequest, Appended, ChannelInfo, ChannelList, Followed, ListQuery, Log, LogError, Page, ReadQuery,
-    RefKind, Retention, Tail, Want,
+    RefKind, Refusal, Retention, Tail, Want,
 };
 
 /// How a node uses Redis.
@@ -125,9 +126,18 @@ impl RedisLog {
         for partition in (0..self.partitions).map(Partition) {
             let key = Value::from(self.keys.retention(partition));
             let client = self.connections.news();
-            call(client, Effect::Write, "DEL", vec![key.clone()]).await?;
+            // Never a moment without rules: the new ones first, then away with what is left of the old.
             let pairs = fields.iter().flat_map(|(pattern, keeps)| [Value::from(pattern), Value::from(keeps)]);
-            call(client, Effect::Write, "HSET", std::iter::once(key).chain(pairs).collect()).await?;
+            call(client, Effect::Write, "HSET", std::iter::once(key.clone()).chain(pairs).collect()).await?;
+            let known = call(client, Effect::Read, "HKEYS", vec![key.clone()]).await?;
+            let is_old = |field: &&Value| {
+                let field = field.text();
+                fields.iter().all(|(pattern, _)| field.as_deref() != Some(pattern.as_str()))
+            };
+            let old: Vec<Value> = known.elements().iter().filter(is_old).cloned().collect();
+            if !old.is_empty() {
+                call(client, Effect::Write, "HDEL", std::iter::once(key).chain(old).collect()).await?;
+            }
         }
         Ok(())
     }
@@ -163,7 +173,9 @@ impl RedisLog {
         let args = || append::encode(requests, self.floor(partition));
         let client = self.connections.append();
         let reply = fcall(client, Effect::Write, "headwater_publish_v1", &feed, args).await?;
-        let results = append::decode(&reply, requests)?;
+        // It was executed, whatever the answer means.
+        let results =
+            append::decode(&reply, requests).map_err(|error| LogError::Unknown(error.to_string()))?;
         let newest = results.iter().flatten().flatten().map(|receipt| receipt.id).max();
         self.raise_floor(partition, newest.unwrap_or_default());
         Ok(results)
@@ -225,20 +237,26 @@ impl Log for RedisLog {
     }
 
     async fn follow(&self, partition: Partition, watermark: StreamId) -> Result<Followed, LogError> {
-        let client = self.connections.follower(partition);
-        let followed = feed::follow(client, &self.keys.feed(partition), watermark).await?;
-        match &followed {
-            Followed::Refs(refs) => {
+        let follower = self.connections.follower(partition);
+        match feed::follow(follower, &self.keys, partition, watermark).await? {
+            Found::Refs(refs) => {
                 self.raise_floor(partition, refs.last().map(|r| r.id).unwrap_or_default());
                 if refs.iter().any(|r| r.kind == RefKind::Epoch) {
                     // Whatever began history anew may have taken the rest of the layout along.
                     self.prepare().await?;
                 }
+                Ok(Followed::Refs(refs))
             }
-            Followed::Trimmed(last) => self.raise_floor(partition, *last),
-            Followed::RolledBack => {}
+            Found::Trimmed => {
+                // What looks trimmed may be a flush with a long feed behind it: the epoch tells.
+                let tail = self.tail(partition).await?;
+                if tail.epoch > watermark {
+                    self.prepare().await?;
+                }
+                Ok(Followed::Trimmed(tail))
+            }
+            Found::RolledBack => Ok(Followed::RolledBack),
         }
-        Ok(followed)
     }
 
     async fn read_new(&self, partition: Partition, wants: &[Want]) -> Result<Vec<Vec<Event>>, LogError> {
@@ -293,7 +311,8 @@ impl Log for RedisLog {
                 args
             };
             let client = self.connections.append();
-            let reply = fcall(client, Effect::Write, "headwater_adopt_v1", &feed, args).await?;
+            let answer = fcall(client, Effect::Write, "headwater_adopt_v1", &feed, args).await;
+            let reply = answer.map_err(|error| adopt_refusal(error, channel))?;
             let [count, next] = reply.elements() else {
                 return Err(unexpected("headwater_adopt_v1", &reply));
             };
@@ -352,6 +371,16 @@ impl Log for RedisLog {
 
     async fn close(&self) {
         self.connections.close().await;
+    }
+}
+
+/// A channel that refuses is an error of its own, as it is when somebody publishes.
+fn adopt_refusal(error: LogError, channel: &Channel) -> LogError {
+    let LogError::Refused(text) = error else { return error };
+    match text.strip_prefix("HWREFUSED ").map(|rest| rest.split_once(' ').unwrap_or((rest, ""))) {
+        Some(("poisoned", _)) => Refusal::Poisoned(channel.clone()).into(),
+        Some((_, detail)) => Refusal::WrongType(channel.clone(), detail.to_owned()).into(),
+        None => LogError::Refused(text),
     }
 }
 

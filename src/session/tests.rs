@@ -507,8 +507,7 @@ async fn an_event_released_while_an_empty_page_was_read_is_delivered() {
     let mut client = node.subscribe(&["a"], Ok(Start::Latest));
     client.drain().await;
     node.publish("b", "x").await;
-    let last = node.log.tail(ZERO).await.unwrap().last;
-    node.hub.jump(ZERO, last);
+    node.hub.restart(ZERO, node.log.tail(ZERO).await.unwrap());
     let mut batch = Batch::default();
     let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("reads") };
     let heads = Arc::clone(&node.hub.pages).read_heads(requests).await;

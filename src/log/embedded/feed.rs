@@ -90,7 +90,7 @@ impl Feed {
             return Followed::RolledBack;
         }
         if watermark < recent.base {
-            return Followed::Trimmed(recent.tail.last);
+            return Followed::Trimmed(recent.tail);
         }
         let start = recent.refs.partition_point(|entry| entry.id <= watermark);
         Followed::Refs(recent.refs.range(start..).take(FOLLOW_REFS_MAX).cloned().collect())
@@ -120,7 +120,7 @@ mod tests {
         feed.release(refs(2..=3), tail(3));
         assert_eq!(feed.follow(StreamId::ZERO).await, Followed::Refs(refs(1..=3)));
         feed.release(refs(4..=5), tail(5));
-        assert_eq!(feed.follow(id(1)).await, Followed::Trimmed(id(5)));
+        assert_eq!(feed.follow(id(1)).await, Followed::Trimmed(tail(5)));
         assert_eq!(
             feed.follow(id(2)).await,
             Followed::Refs(refs(3..=5)),
@@ -134,7 +134,7 @@ mod tests {
     async fn a_restarted_feed_sends_followers_to_the_log() {
         let feed = Feed::new(StreamId::ZERO, tail(3), refs(1..=3), 9);
         feed.restart(tail(7));
-        assert_eq!(feed.follow(id(3)).await, Followed::Trimmed(id(7)));
+        assert_eq!(feed.follow(id(3)).await, Followed::Trimmed(tail(7)));
         assert_eq!(feed.follow(id(7)).await, Followed::Refs(Vec::new()));
     }
 

@@ -6,19 +6,23 @@
 //! once while the connection is down, so that nothing queues up unseen and no append runs twice.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
-    Config, ConnectionConfig, Options, ReconnectPolicy, TcpConfig, UnresponsiveConfig,
+    Config, ConnectionConfig, Options, ReconnectPolicy, Server, TcpConfig, UnresponsiveConfig,
 };
 use fred::types::{Builder, CustomCommand, Value};
+use parking_lot::Mutex;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::TryRecvError;
 
 use crate::id::Partition;
 use crate::log::LogError;
 
-/// How long [`Connections::follow`] lets the server wait for news.
+/// How long a follower lets the server wait for news.
 pub(super) const BLOCK: Duration = Duration::from_secs(1);
 /// Longer than any healthy server needs for the largest call.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,7 +61,7 @@ impl fmt::Debug for Endpoint {
 pub(super) struct Connections {
     append: Client,
     news: Client,
-    followers: Vec<Client>,
+    followers: Vec<Follower>,
     reads: Pool,
 }
 
@@ -80,13 +84,13 @@ impl Connections {
             append: builder.build().map_err(config_error)?,
             news: builder.build().map_err(config_error)?,
             followers: (0..partitions)
-                .map(|_| builder.build())
+                .map(|_| builder.build().map(Follower::new))
                 .collect::<Result<_, _>>()
                 .map_err(config_error)?,
             reads: builder.build_pool(pool_size).map_err(config_error)?,
         };
         connections.reads.init().await.map_err(|e| LogError::Unavailable(e.to_string()))?;
-        for client in [&connections.append, &connections.news].into_iter().chain(&connections.followers) {
+        for client in connections.single() {
             init(client).await?;
         }
         Ok(connections)
@@ -100,7 +104,7 @@ impl Connections {
         &self.news
     }
 
-    pub(super) fn follower(&self, partition: Partition) -> &Client {
+    pub(super) fn follower(&self, partition: Partition) -> &Follower {
         &self.followers[usize::from(partition.0)]
     }
 
@@ -109,12 +113,49 @@ impl Connections {
         self.reads.next()
     }
 
+    fn single(&self) -> impl Iterator<Item = &Client> {
+        [&self.append, &self.news].into_iter().chain(self.followers.iter().map(Follower::client))
+    }
+
     pub(super) async fn close(&self) {
-        let all = [&self.append, &self.news].into_iter().chain(&self.followers);
-        for client in all.chain(self.reads.clients()) {
+        for client in self.single().chain(self.reads.clients()) {
             // Nothing can be done about a connection that fails to end in good order.
             let _ = client.quit().await;
         }
+    }
+}
+
+/// A connection that follows a feed, and whether it may lead to another server, or another state of the
+/// server, than the one before.
+pub(super) struct Follower {
+    client: Client,
+    reconnects: Mutex<Receiver<Server>>,
+    unverified: AtomicBool,
+}
+
+impl Follower {
+    fn new(client: Client) -> Self {
+        let reconnects = Mutex::new(client.reconnect_rx());
+        Self { client, reconnects, unverified: AtomicBool::new(true) }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether the connection was made anew since [`Follower::verified`]. The driver announces a new
+    /// connection before it takes commands for it, so an answer from it is never taken for one from the old.
+    pub(super) fn is_unverified(&self) -> bool {
+        let mut reconnects = self.reconnects.lock();
+        while !matches!(reconnects.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {
+            self.unverified.store(true, Ordering::Relaxed);
+        }
+        self.unverified.load(Ordering::Relaxed)
+    }
+
+    /// The server holds what this node has seen.
+    pub(super) fn verified(&self) {
+        self.unverified.store(false, Ordering::Relaxed);
     }
 }
 
@@ -191,7 +232,7 @@ fn classify(details: &str, effect: Effect) -> LogError {
     match (from_server, effect) {
         (true, _) => match code {
             // A function that stopped half-way keeps what it wrote.
-            "ERR" if details.contains("script:") && effect == Effect::Write => LogError::Unknown(details),
+            _ if details.contains("script:") && effect == Effect::Write => LogError::Unknown(details),
             "WRONGTYPE" | "ERR" => LogError::Damaged(details),
             _ => LogError::Refused(details),
         },

@@ -1,20 +1,22 @@
 //! Following: what `XREAD` on a feed, and on the channels it names, tells the tailer.
 //!
 //! Invariant: refs are answered without a hole. A hole can only come from trimming or from a loss of history;
-//! both are looked for whenever they are possible: after every empty block, when a full batch says that this
-//! node is behind, and when the feed moved on by more than half the time that refs are kept at least.
+//! both are looked for whenever they are possible: on every new connection, after every empty block, when a
+//! full batch says that this node is behind, and when the feed moved on by more than half the time that refs
+//! are kept at least.
 
 use std::collections::HashMap;
 
 use fred::clients::Client;
 use fred::types::Value;
 
-use super::connection::{BLOCK, Effect, call, call_blocking};
+use super::connection::{BLOCK, Effect, Follower, call, call_blocking};
 use super::entry::{decode_event, decode_ref, entry_id};
+use super::keys::Keys;
 use super::value::{Reply, unexpected};
 use crate::event::Event;
-use crate::id::StreamId;
-use crate::log::{Followed, LogError, Ref, Want};
+use crate::id::{Partition, StreamId};
+use crate::log::{LogError, Ref, Want};
 
 /// Refs read at once.
 const REFS_MAX: usize = 1_024;
@@ -25,8 +27,23 @@ const NEWS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Keys named in one command.
 const NEWS_KEYS_MAX: usize = 256;
 
+/// What following found, before anything is done about it.
+#[derive(Debug)]
+pub(super) enum Found {
+    Refs(Vec<Ref>),
+    Trimmed,
+    RolledBack,
+}
+
 /// Waits up to [`BLOCK`] for refs after `watermark`.
-pub(super) async fn follow(client: &Client, feed: &str, watermark: StreamId) -> Result<Followed, LogError> {
+pub(super) async fn follow(
+    follower: &Follower,
+    keys: &Keys,
+    partition: Partition,
+    watermark: StreamId,
+) -> Result<Found, LogError> {
+    let feed = &keys.feed(partition);
+    let client = follower.client();
     let block = BLOCK.as_millis().to_string();
     let after = watermark.to_string();
     let words = ["COUNT", &REFS_MAX.to_string(), "BLOCK", &block, "STREAMS", feed, &after].map(Value::from);
@@ -42,30 +59,39 @@ pub(super) async fn follow(client: &Client, feed: &str, watermark: StreamId) -> 
     let may_have_hole = refs
         .last()
         .is_none_or(|last| refs.len() == REFS_MAX || last.id.ms() > watermark.ms() + VERIFY_AFTER_MS);
-    if may_have_hole && let Some(loss) = find_loss(client, feed, watermark).await? {
-        return Ok(loss);
+    if may_have_hole || follower.is_unverified() {
+        if let Some(loss) = find_loss(client, keys, partition, watermark).await? {
+            return Ok(loss);
+        }
+        follower.verified();
     }
-    Ok(Followed::Refs(refs))
+    Ok(Found::Refs(refs))
 }
 
-/// Whether refs after `watermark` may be missing, and why.
-async fn find_loss(client: &Client, feed: &str, watermark: StreamId) -> Result<Option<Followed>, LogError> {
-    let id = watermark.to_string();
-    let args = [feed, &id, &id].map(Value::from).to_vec();
-    let found = call(client, Effect::Read, "XRANGE", args).await?;
-    if !found.elements().is_empty() {
+/// Whether refs after `watermark` may be missing, and why. A watermark that is gone but lies below an epoch is no
+/// loss that nobody knows of: the refs that follow tell.
+async fn find_loss(
+    client: &Client,
+    keys: &Keys,
+    partition: Partition,
+    watermark: StreamId,
+) -> Result<Option<Found>, LogError> {
+    let (feed, id) = (keys.feed(partition), watermark.to_string());
+    let args = [feed.as_str(), &id, &id].map(Value::from).to_vec();
+    if !call(client, Effect::Read, "XRANGE", args).await?.elements().is_empty() {
         return Ok(None);
     }
-    let end = |command, from, to| async move {
-        let args = [feed, from, to, "COUNT", "1"].map(Value::from).to_vec();
-        let reply = call(client, Effect::Read, command, args).await?;
-        Ok::<_, LogError>(reply.elements().first().and_then(entry_id))
+    let args = [feed.as_str(), "-", "+", "COUNT", "1"].map(Value::from).to_vec();
+    let oldest = call(client, Effect::Read, "XRANGE", args).await?;
+    let Some(first) = oldest.elements().first().and_then(entry_id) else {
+        return Ok(Some(Found::RolledBack));
     };
-    let first = end("XRANGE", "-", "+").await?;
-    if first.is_none_or(|first| first <= watermark) {
-        return Ok(Some(Followed::RolledBack));
+    if first > watermark {
+        return Ok(Some(Found::Trimmed));
     }
-    Ok(end("XREVRANGE", "+", "-").await?.map(Followed::Trimmed))
+    let args = [keys.state(partition), "epoch".to_owned()].map(Value::from).to_vec();
+    let epoch = call(client, Effect::Read, "HGET", args).await?.stream_id();
+    Ok(epoch.is_none_or(|epoch| epoch <= watermark).then_some(Found::RolledBack))
 }
 
 /// Reads the events that refs announced; per want those after `after` up to `through`, in order.
@@ -84,12 +110,23 @@ pub(super) async fn read_new(
         })
         .collect();
     let mut todo: Vec<usize> = (0..wants.len()).collect();
+    let mut keys_max = NEWS_KEYS_MAX;
     while !todo.is_empty() {
-        let chunk = chunk_of(&todo, wants);
-        let rest = todo.split_off(chunk);
+        let rest = todo.split_off(chunk_of(&todo, wants, keys_max));
         let count = todo.iter().map(|i| wants[*i].refs).max().unwrap_or(1).max(1);
-        let unfinished = read_chunk(client, &mut open, &todo, count).await?;
-        todo = unfinished;
+        todo = match read_chunk(client, &mut open, &todo, count).await {
+            Ok(unfinished) => unfinished,
+            // One key that holds something else fails the command for all: find it.
+            Err(LogError::Damaged(_)) if todo.len() > 1 => {
+                keys_max = 1;
+                todo
+            }
+            Err(LogError::Damaged(error)) => {
+                tracing::error!(error, channel = %wants[todo[0]].channel, "a channel cannot be read; its events count as lost");
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
         todo.extend(rest);
     }
     Ok(open.into_iter().map(|reading| reading.events).collect())
@@ -104,9 +141,9 @@ struct Reading {
 }
 
 /// How many of the channels fit one command; at least one.
-fn chunk_of(todo: &[usize], wants: &[Want]) -> usize {
+fn chunk_of(todo: &[usize], wants: &[Want], keys_max: usize) -> usize {
     let mut bytes = 0;
-    let fits = todo.iter().take(NEWS_KEYS_MAX).take_while(|i| {
+    let fits = todo.iter().take(keys_max).take_while(|i| {
         bytes += wants[**i].bytes;
         bytes <= NEWS_BYTES_MAX
     });
