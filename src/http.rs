@@ -1,8 +1,9 @@
 //! HTTP: the broker's outside. Nothing below this module knows axum or hyper.
 //!
-//! One request goes `listener` -> `guard` -> CORS -> a handler (`subscribe`, `publish`, `manage`) -> an answer,
+//! One request goes `listener` -> `connection` -> CORS -> `guard` -> a handler (`subscribe`, `publish`, `manage`) -> an answer,
 //! a [`problem::Problem`], or a `stream` that a session drives.
 
+mod connection;
 mod guard;
 pub mod listener;
 mod manage;
@@ -16,10 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Path, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -27,6 +29,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::listener::ListenerOptions;
 use self::problem::{Code, Problem};
+use crate::channel::Channel;
 use crate::config::cors::AllowedOrigins;
 use crate::fanout::Hub;
 use crate::lifecycle::Scope;
@@ -39,6 +42,9 @@ use crate::tailer::Pulse;
 
 /// How long a browser may remember the answer to a preflight.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
+
+const NO_SUCH_PATH: &str = "there are /events, /cursor, /channels, /channels/{channel}, /channels/{channel}/events, \
+     /healthz and /readyz; try GET /events?channels=demo";
 
 /// What handlers share.
 pub struct App {
@@ -110,9 +116,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/channels/{channel}/adopt", post(manage::adopt))
         .route("/healthz", get(manage::healthz))
         .route("/readyz", get(manage::readyz))
-        .fallback(|| async {
-            Problem::new(Code::NotFound, "see the documentation for the paths that there are")
-        })
+        .fallback(|| async { Problem::new(Code::NotFound, NO_SUCH_PATH) })
         .layer(from_fn(explain_method));
     let loopback_only = app.options.loopback_only;
     let router = router.with_state(app);
@@ -121,7 +125,7 @@ pub fn router(app: Arc<App>) -> Router {
     } else {
         router
     };
-    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed))
+    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed, loopback_only))
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.
@@ -132,14 +136,14 @@ async fn explain_method(request: Request, next: Next) -> Response {
         return response;
     }
     let allow = response.headers().get(header::ALLOW).cloned();
-    let allowed = allow.as_ref().and_then(|allow| allow.to_str().ok()).unwrap_or_default();
-    let detail = format!("the path does not take {method}; it takes {allowed}");
+    let detail = format!("the path does not take {method}; the Allow header tells what it takes");
     let mut response = Problem::new(Code::MethodNotAllowed, detail).into_response();
     response.headers_mut().extend(allow.map(|allow| (header::ALLOW, allow)));
     response
 }
 
-fn cors(allowed: &AllowedOrigins) -> CorsLayer {
+/// Pages of listed origins may read answers; those of this machine too while the broker serves only them.
+fn cors(allowed: &Arc<AllowedOrigins>, loopback_only: bool) -> CorsLayer {
     let headers = [
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
@@ -152,17 +156,34 @@ fn cors(allowed: &AllowedOrigins) -> CorsLayer {
         .allow_headers(headers)
         .expose_headers([header::RETRY_AFTER])
         .max_age(PREFLIGHT_MAX_AGE);
-    match allowed {
-        AllowedOrigins::Any => layer.allow_origin(tower_http::cors::Any),
-        AllowedOrigins::Listed(origins) => {
-            let listed = origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok());
-            layer.allow_origin(AllowOrigin::list(listed)).allow_credentials(true)
-        }
+    if **allowed == AllowedOrigins::Any {
+        return layer.allow_origin(tower_http::cors::Any);
+    }
+    let allowed = Arc::clone(allowed);
+    let may_read = move |origin: &HeaderValue, _: &Parts| {
+        let origin = origin.to_str().unwrap_or_default();
+        allowed.allows(origin) || (loopback_only && guard::is_loopback_origin(origin))
+    };
+    layer.allow_origin(AllowOrigin::predicate(may_read)).allow_credentials(true)
+}
+
+/// The channel named by the path; `%2F` is a slash within the name.
+struct ChannelPath(Channel);
+
+impl<S: Send + Sync> FromRequestParts<S> for ChannelPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| {
+            Problem::new(Code::InvalidChannel, "the channel in the path is no percent-encoded UTF-8")
+        })?;
+        Ok(Self(Channel::parse(&name)?))
     }
 }
 
 fn json_response(status: StatusCode, body: &Value) -> Response {
-    let mut response = (status, body.to_string()).into_response();
+    // The line break is for people at a terminal.
+    let mut response = (status, format!("{body}\n")).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -51,7 +51,7 @@ impl Filter {
     pub fn matches(&self, data: &Data) -> bool {
         #[derive(Deserialize)]
         struct TopLevel<'a>(#[serde(borrow)] HashMap<Cow<'a, str>, &'a RawValue>);
-        if data.format() != Format::Json || !data.as_str().starts_with('{') {
+        if data.format() != Format::Json || !data.as_str().trim_start().starts_with('{') {
             return true;
         }
         // The mark of JSON is not proof, anybody may write to the store: what cannot be read is no object.
@@ -72,10 +72,12 @@ impl Wanted {
     }
 }
 
-/// JSON equality in which 1 and 1.0 are the same number.
+/// JSON equality in which 1 and 1.0 are the same number, and integers are compared to the last digit.
 fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        (Value::Number(a), Value::Number(b)) => {
+            a == b || ((a.is_f64() || b.is_f64()) && a.as_f64() == b.as_f64())
+        }
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
@@ -159,6 +161,8 @@ mod tests {
             assert!(!passes(filter, json), "{json}");
         }
         assert!(passes(r#"{"a":{"b":1,"c":[2]}}"#, r#"{"a":{"c":[2.0],"b":1}}"#));
+        assert!(!passes(r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#), "no integer is rounded");
+        assert!(!passes(r#"{"a":1}"#, "\n {\"a\":2}"), "white space before an object does not hide it");
         assert!(!passes(r#"{"a":[]}"#, r#"{"a":1}"#), "an empty list accepts nothing");
         assert!(passes("{}", r#"{"a":1}"#));
         assert!(passes(filter, "{broken"), "what is marked as JSON and is none is no object");

@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header;
 
-use super::listener::HEAD_BYTES_MAX;
+use super::connection::HEAD_BYTES_MAX;
 use super::problem::{Code, Problem};
 use crate::config::cors::AllowedOrigins;
 
@@ -57,7 +57,7 @@ fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
     }
     if let Some(origin) = header(header::ORIGIN)
         && !allowed.allows(origin)
-        && !origin.split_once("://").is_some_and(|(_, authority)| is_loopback(authority))
+        && !is_loopback_origin(origin)
     {
         return Err(Problem::new(
             Code::ForbiddenOrigin,
@@ -65,6 +65,11 @@ fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
         ));
     }
     Ok(())
+}
+
+/// Whether an `Origin` is one of this machine's.
+pub(super) fn is_loopback_origin(origin: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, authority)| is_loopback(authority))
 }
 
 /// Whether `host[:port]` names this machine's loopback interface.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::ready;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::problem::{Code, Problem};
 use super::query::Query;
-use super::{App, json_response};
+use super::{App, ChannelPath, json_response};
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::id::{EventId, Partition, StreamId};
@@ -30,10 +30,9 @@ const INSPECTED_AT_ONCE: usize = 16;
 /// `GET /channels/{channel}/events`.
 pub(super) async fn history(
     State(app): State<Arc<App>>,
-    Path(channel): Path<String>,
+    ChannelPath(channel): ChannelPath,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let channel = Channel::parse(&channel)?;
     let partition = channel.partition(app.hub.partitions());
     let query = Query::parse(query.as_deref());
     let ascending = match query.first("order") {
@@ -110,9 +109,8 @@ pub(super) async fn list(
 /// `GET /channels/{channel}`.
 pub(super) async fn info(
     State(app): State<Arc<App>>,
-    Path(channel): Path<String>,
+    ChannelPath(channel): ChannelPath,
 ) -> Result<Response, Problem> {
-    let channel = Channel::parse(&channel)?;
     match inspect(&app, &channel).await? {
         Some(info) => Ok(json_response(StatusCode::OK, &info)),
         None => Err(Problem::new(
@@ -148,9 +146,8 @@ async fn inspect(app: &App, channel: &Channel) -> Result<Option<Value>, LogError
 /// `DELETE /channels/{channel}`.
 pub(super) async fn purge(
     State(app): State<Arc<App>>,
-    Path(channel): Path<String>,
+    ChannelPath(channel): ChannelPath,
 ) -> Result<Response, Problem> {
-    let channel = Channel::parse(&channel)?;
     app.log.purge(&channel, &app.options.retention.of(&channel)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -158,9 +155,8 @@ pub(super) async fn purge(
 /// `POST /channels/{channel}/adopt`.
 pub(super) async fn adopt(
     State(app): State<Arc<App>>,
-    Path(channel): Path<String>,
+    ChannelPath(channel): ChannelPath,
 ) -> Result<Response, Problem> {
-    let channel = Channel::parse(&channel)?;
     let adopted = app.log.adopt(&channel, &app.options.retention.of(&channel)).await?;
     Ok(json_response(StatusCode::OK, &json!({"adopted": adopted})))
 }

@@ -1,6 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457), each with a stable `code`.
 //!
-//! Invariant: every error that leaves the server over HTTP is a [`Problem`], and every code stands in the
+//! Invariant: every error that a request's handling ends in is a [`Problem`] (what is no HTTP is hyper's to refuse,
+//! with an empty body), and every code stands in the
 //! table of `docs/errors.md`. This is the one place that maps errors to statuses.
 
 use std::time::Duration;
@@ -59,6 +60,7 @@ codes! {
     NotFound "not_found" NOT_FOUND "There is nothing at this path",
     ChannelNotFound "channel_not_found" NOT_FOUND "The channel holds no events",
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The path does not take this method",
+    RequestTimeout "request_timeout" REQUEST_TIMEOUT "The body did not arrive in time",
     ChannelPoisoned "channel_poisoned" CONFLICT "The channel holds an entry from the future",
     ChannelBlocked "channel_blocked" CONFLICT "The channel's key holds something else",
     DataTooLarge "data_too_large" PAYLOAD_TOO_LARGE "The data of an event is too large",
@@ -118,7 +120,7 @@ impl IntoResponse for Problem {
         body.insert("code".to_owned(), json!(self.code.as_str()));
         body.insert("detail".to_owned(), json!(self.detail));
         body.extend(self.extra);
-        let mut response = (status, Value::Object(body).to_string()).into_response();
+        let mut response = (status, format!("{}\n", Value::Object(body))).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(after) = self.retry_after {

@@ -7,28 +7,33 @@ mod item;
 mod ndjson;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use self::item::{Limits, SingleBody, raw_item};
 use super::problem::{Code, Problem};
 use super::query::Query;
-use super::{App, json_response};
+use super::{App, ChannelPath, json_response};
 use crate::channel::Channel;
-use crate::log::AppendItem;
+use crate::log::{AppendItem, Outcome};
 use crate::publish::{PublishError, Published};
 
 /// JSON may escape a character with six bytes.
 const ESCAPE_FACTOR: usize = 6;
 /// Room for everything in a body beside its data.
 const BODY_OVERHEAD_BYTES: usize = 64 * 1024;
+
+/// For a body that is published as a whole; an NDJSON stream may take its time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a body is, by its `Content-Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +46,11 @@ enum Media {
 /// `POST /channels/{channel}/events`.
 pub(super) async fn publish_to_channel(
     State(app): State<Arc<App>>,
-    Path(channel): Path<String>,
+    ChannelPath(channel): ChannelPath,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let channel = Channel::parse(&channel)?;
     let limits = Limits::of(&app);
     let key = idempotency_header(&headers)?;
     let event_bytes_max = app.options.publish.event_bytes_max;
@@ -135,11 +139,16 @@ struct Failed {
 
 impl Failed {
     fn into_problem(self) -> Problem {
+        let outcome = self.error.outcome();
         let problem = Problem::from(self.error);
-        if self.published == 0 {
-            return problem;
+        match (self.published, outcome) {
+            (0, _) => problem,
+            // That part of it is known does not make the rest so.
+            (published, Outcome::Unknown) => problem.with("published", published),
+            (published, Outcome::NotPublished) => {
+                problem.with("outcome", "partial").with("published", published)
+            }
         }
-        problem.with("outcome", "partial").with("published", self.published)
     }
 }
 
@@ -207,10 +216,19 @@ fn media(headers: &HeaderMap) -> Result<Media, Problem> {
 }
 
 async fn read_body(body: Body, bytes_max: usize, code: Code) -> Result<Bytes, Problem> {
-    match Limited::new(body, bytes_max).collect().await {
+    let collecting = timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect());
+    let Ok(collected) = collecting.await else {
+        let detail = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        return Err(Problem::new(Code::RequestTimeout, detail));
+    };
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Problem::new(code, format!("the body exceeds {bytes_max} bytes")))
+            let key = match code {
+                Code::BatchTooLarge => "publish.batch_bytes_max",
+                _ => "which data within publish.event_bytes_max never needs",
+            };
+            Err(Problem::new(code, format!("the body exceeds {bytes_max} bytes, {key}")))
         }
         Err(error) => Err(Problem::new(Code::InvalidBody, format!("the body ended early: {error}"))),
     }

@@ -1,0 +1,233 @@
+//! One connection: which protocol it speaks, serving it, and when to give it up.
+//!
+//! Invariant: a client cannot hold a connection for nothing. The first bytes and every head have
+//! `header_timeout`; a client that takes nothing of what is due for `write_timeout` is dropped, over HTTP/2 too,
+//! where one stream that is not read costs the whole connection; an HTTP/2 connection without a request is
+//! closed. The preface is looked at here, because the ready-made detection has no timer and hands nothing back.
+
+use std::convert::Infallible;
+use std::io::{self, Cursor};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_io_timeout::TimeoutWriter;
+use tower::ServiceExt;
+
+use super::listener::ListenerOptions;
+use crate::lifecycle::Scope;
+
+/// Bytes of a request's head, and about what hyper buffers for a client that does not read.
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// What an HTTP/2 client with prior knowledge begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// An HTTP/2 peer that does not answer a ping for so long is gone.
+const PING: Duration = Duration::from_secs(20);
+/// An HTTP/2 connection without a request is kept so long.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Serves a socket to its end.
+pub(super) async fn serve(mut socket: TcpStream, router: Router, options: ListenerOptions, scope: Scope) {
+    // Events are small and due now.
+    let _ = socket.set_nodelay(true);
+    let sniffed = scope.soft().run_until_cancelled(timeout(options.header_timeout, sniff(&mut socket))).await;
+    let Some(Ok(Ok(begin))) = sniffed else { return };
+    let is_http2 = begin == PREFACE;
+    let (reader, writer) = socket.into_split();
+    let mut writer = TimeoutWriter::new(writer);
+    writer.set_timeout(Some(options.write_timeout));
+    let io = TokioIo::new(tokio::io::join(Cursor::new(begin).chain(reader), Box::pin(writer)));
+    if is_http2 {
+        let activity = Arc::new(Activity::new());
+        let connection = http2_builder().serve_connection(io, observed(router, Arc::clone(&activity)));
+        tokio::select! {
+            () = drive(connection, &scope) => {}
+            () = activity.given_up(options) => tracing::debug!("an HTTP/2 connection is idle or not read"),
+        }
+    } else {
+        let connection = http1_builder(options).serve_connection(io, TowerToHyperService::new(router));
+        drive(connection, &scope).await;
+    }
+}
+
+/// Reads the first bytes: until they differ from the preface of HTTP/2, or are all of it.
+async fn sniff(socket: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut begin = Vec::with_capacity(PREFACE.len());
+    while begin.len() < PREFACE.len() && PREFACE.starts_with(&begin) {
+        let rest = (PREFACE.len() - begin.len()) as u64;
+        if socket.take(rest).read_buf(&mut begin).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(begin)
+}
+
+fn http1_builder(options: ListenerOptions) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.header_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .half_close(false);
+    builder
+}
+
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buf_size(HEAD_BYTES_MAX);
+    builder
+}
+
+/// Polls a connection to its end, or until the hard token cuts it.
+async fn drive(connection: impl GracefulConnection<Error = hyper::Error>, scope: &Scope) {
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = scope.soft().cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                result = &mut connection => result,
+                () = scope.hard().cancelled() => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended with an error");
+    }
+}
+
+/// What the streams of an HTTP/2 connection are doing.
+struct Activity(Mutex<Streams>);
+
+struct Streams {
+    open: usize,
+    /// When the last one ended, or the connection began.
+    idle_since: Instant,
+    ever_used: bool,
+    /// When data was last handed over that the connection has not come back from, per stream.
+    offered: slab::Slab<Option<Instant>>,
+}
+
+impl Activity {
+    fn new() -> Self {
+        let offered = slab::Slab::new();
+        Self(Mutex::new(Streams { open: 0, idle_since: Instant::now(), ever_used: false, offered }))
+    }
+
+    /// Returns when there is nothing to wait for: no request came, or a stream is not read.
+    async fn given_up(&self, options: ListenerOptions) {
+        loop {
+            let wait = {
+                let streams = self.0.lock();
+                let stalled = streams.offered.iter().filter_map(|(_, at)| *at).min();
+                let idle_max = if streams.ever_used { IDLE_MAX } else { options.header_timeout };
+                let idle = (streams.open == 0).then(|| streams.idle_since + idle_max);
+                [stalled.map(|at| at + options.write_timeout), idle].into_iter().flatten().min()
+            };
+            let now = Instant::now();
+            match wait {
+                Some(at) if at <= now => return,
+                // What begins in the meantime is looked at in good time.
+                Some(at) => sleep((at - now).min(options.write_timeout)).await,
+                None => sleep(options.write_timeout.min(options.header_timeout)).await,
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>) -> Stream {
+        let mut streams = self.0.lock();
+        streams.open += 1;
+        streams.ever_used = true;
+        Stream { activity: Arc::clone(self), key: streams.offered.insert(None) }
+    }
+}
+
+/// One request and the body of its answer.
+struct Stream {
+    activity: Arc<Activity>,
+    key: usize,
+}
+
+impl Stream {
+    fn offer(&self, at: Option<Instant>) {
+        self.activity.0.lock().offered[self.key] = at;
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let mut streams = self.activity.0.lock();
+        streams.offered.remove(self.key);
+        streams.open -= 1;
+        streams.idle_since = Instant::now();
+    }
+}
+
+/// The router, with every stream noted in `activity`.
+fn observed(
+    router: Router,
+    activity: Arc<Activity>,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = Response<ObservedBody>,
+    Error = Infallible,
+    Future: Send + 'static,
+> {
+    service_fn(move |request: Request<Incoming>| {
+        let stream = activity.begin();
+        let router = router.clone();
+        async move {
+            let response = router.oneshot(request.map(Body::new)).await?;
+            Ok(response.map(|body| ObservedBody { body, stream }))
+        }
+    })
+}
+
+/// A body that notes when it was last taken from: HTTP/2 asks for more only when the client's window is open.
+struct ObservedBody {
+    body: Body,
+    stream: Stream,
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.stream.offer(polled.is_ready().then(Instant::now));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
