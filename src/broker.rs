@@ -124,11 +124,14 @@ async fn open_log(config: &Config) -> Result<(Arc<dyn Log>, String), StartError>
         return Ok((Arc::new(log), words));
     };
     let patience = Instant::now() + REDIS_PATIENCE;
+    let mut told = false;
     loop {
         match RedisLog::open(&options).await {
             Ok(log) => return Ok((Arc::new(log), format!("Redis, keys {}:*", options.prefix))),
             Err(LogError::Unavailable(error)) if Instant::now() < patience => {
-                tracing::warn!(error, "waiting for Redis");
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error, "waiting for Redis");
+                }
                 sleep(REDIS_RETRY).await;
             }
             Err(error) => return Err(error.into()),

@@ -205,6 +205,7 @@ impl Config {
             username: self.redis.username.clone(),
             password: self.redis.read_password()?.map(|password| password.expose().to_owned()),
         };
+        endpoint.check().map_err(|reason| InvalidKey { key: "redis.url", reason })?;
         Ok(Some(RedisOptions {
             endpoint,
             prefix: self.redis.prefix.clone(),
@@ -228,6 +229,7 @@ impl Config {
     fn check(&self) -> Result<(), InvalidKey> {
         self.auth.check(&self.server)?;
         self.redis.check()?;
+        self.redis_options()?;
         self.publish.check()?;
         self.fanout.check()
     }

@@ -97,7 +97,7 @@ impl Publisher {
     ) -> Self {
         let start_queue = |partition| {
             let (sender, receiver) = mpsc::channel(QUEUE_REQUESTS_MAX);
-            let coalescer = Coalescer { partition, log: Arc::clone(log), receiver };
+            let coalescer = Coalescer { partition, log: Arc::clone(log), receiver, failing: false };
             tracker.spawn(coalescer.run(stop.clone()));
             Queue { sender, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
         };
@@ -156,6 +156,8 @@ struct Coalescer {
     partition: Partition,
     log: Arc<dyn Log>,
     receiver: mpsc::Receiver<Waiting>,
+    /// The last call failed: told once, and so is the end of it.
+    failing: bool,
 }
 
 impl Coalescer {
@@ -189,7 +191,7 @@ impl Coalescer {
         batch
     }
 
-    async fn send(&self, batch: Vec<Waiting>) {
+    async fn send(&mut self, batch: Vec<Waiting>) {
         let now = Instant::now();
         let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| waiting.deadline <= now);
         for waiting in late {
@@ -203,6 +205,7 @@ impl Coalescer {
             Ok(result) => result,
             Err(_) => Err(LogError::Unknown("no answer in time".to_owned())),
         };
+        self.tell(&result);
         let results = match result {
             Ok(results) => results.into_iter().map(into_answer).collect(),
             Err(error) => vec![Err(PublishError::Log(error)); requests.len()],
@@ -211,6 +214,21 @@ impl Coalescer {
             // A publisher that went away does not need its answer.
             let _ = answer.send(result);
         }
+    }
+}
+
+impl Coalescer {
+    fn tell(&mut self, result: &Result<Vec<Appended>, LogError>) {
+        match result {
+            Ok(_) if self.failing => {
+                tracing::info!(partition = self.partition.0, "events are published again");
+            }
+            Err(error) if !self.failing => {
+                tracing::warn!(%error, partition = self.partition.0, "events cannot be published");
+            }
+            _ => {}
+        }
+        self.failing = result.is_err();
     }
 }
 

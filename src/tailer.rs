@@ -67,6 +67,9 @@ impl Tailer {
             match turn {
                 Ok(()) => {
                     self.pulse.beat();
+                    if self.retry_delay > RETRY_DELAY_MIN {
+                        tracing::info!(partition = self.partition.0, "the tailer follows the log again");
+                    }
                     self.retry_delay = RETRY_DELAY_MIN;
                 }
                 Err(error) => {

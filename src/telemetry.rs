@@ -2,7 +2,7 @@
 //!
 //! One process has one subscriber, so only the binary calls [`init`]; the library only emits.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -63,7 +63,8 @@ where
 {
     let filter = parse_filter(filter.filter(|text| !text.is_empty()).unwrap_or(&config.log_filter))?;
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    // Colours are for people; a file or a pipe gets none.
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     Ok(match config.log_format {
         LogFormat::Text => Box::new(registry.with(lines)),
         LogFormat::Json => Box::new(registry.with(lines.json().flatten_event(true))),

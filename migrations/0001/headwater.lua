@@ -36,12 +36,8 @@ local function crc16(text)
   return crc
 end
 
--- The feed that a channel's events go to, when it is not `feed`.
-local function other_feed(feed, base, channel)
-  local partitions = tonumber(redis.call('HGET', base .. 'state', 'partitions'))
-  if not partitions then
-    return nil
-  end
+-- The feed that a channel's events go to, of so many partitions, when it is not `feed`.
+local function other_feed(feed, base, channel, partitions)
   local prefix, partition = string.match(feed, '^(.*){(%d+)}:feed$')
   local right = partitions > 1 and crc16(channel) % partitions or 0
   if tonumber(partition) ~= right then
@@ -87,7 +83,11 @@ local function publish(keys, args)
   if wrong then
     return redis.error_reply('HWREFUSED ' .. wrong)
   end
-  local right = other_feed(feed, base, channel)
+  local partitions = tonumber(redis.call('HGET', base .. 'state', 'partitions'))
+  if not partitions then
+    return redis.error_reply('HWREFUSED no broker keeps the feed ' .. feed .. '; check the prefix and the partition')
+  end
+  local right = other_feed(feed, base, channel, partitions)
   if right then
     return redis.error_reply('HWREFUSED events of this channel go to the feed ' .. right)
   end

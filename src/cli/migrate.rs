@@ -34,7 +34,8 @@ async fn migrate(config: &Config, dry_run: bool, out: &mut impl Write) -> Result
         )));
     };
     let steps = redis::migrate(&options, dry_run).await.map_err(|e| match e {
-        LogError::Unavailable(_) | LogError::Unknown(_) | LogError::Refused(_) => Failure::unavailable(e),
+        LogError::Unavailable(_) | LogError::Unknown(_) => Failure::unavailable(e),
+        LogError::Refused(_) => Failure::usage(e),
         LogError::Damaged(_) | LogError::Channel(_) | LogError::BadCursor => Failure::internal(e),
     })?;
     if steps.is_empty() {

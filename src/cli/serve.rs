@@ -9,6 +9,7 @@ use headwater::broker::{self, Broker, StartError};
 use headwater::config::{Config, limits};
 use headwater::lifecycle::{Lifecycle, Scope, Timing};
 use headwater::log::LogError;
+use headwater::log::embedded::OpenError;
 use headwater::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -49,10 +50,21 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
 /// Starts the broker and tells how to try it.
 async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<(), Failure> {
     let broker = broker::start(&config, descriptors, &scope).await.map_err(|error| match error {
-        StartError::Config(_) | StartError::Listen { .. } => Failure::usage(error),
-        StartError::Log(LogError::Damaged(_)) => Failure::internal(error),
-        StartError::Log(_) | StartError::Embedded(_) => Failure::unavailable(error),
+        StartError::Log(LogError::Damaged(_)) | StartError::Embedded(OpenError::Damaged { .. }) => {
+            Failure::internal(error)
+        }
+        StartError::Log(LogError::Unavailable(_) | LogError::Unknown(_)) => Failure::unavailable(error),
+        StartError::Embedded(ref why) if why.is_retryable() => Failure::unavailable(error),
+        // What remains is for the operator to mend: another start would end the same way.
+        _ => Failure::usage(error),
     })?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        address = %broker.address,
+        node = config.server.node_id.as_str(),
+        log = broker.log,
+        "serving"
+    );
     // A closed standard output is no reason not to serve.
     let _ = greet(&config, &broker);
     Ok(())
@@ -83,7 +95,8 @@ fn greet(config: &Config, broker: &Broker) -> std::io::Result<()> {
     out.flush()
 }
 
-/// SIGTERM and SIGINT as messages, for as long as `tasks` lives.
+/// SIGTERM and SIGINT as messages, for as long as `tasks` lives. SIGHUP, which a closed terminal sends, ends
+/// nothing.
 fn forward_signals(tasks: &mut JoinSet<()>) -> anyhow::Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
@@ -96,5 +109,11 @@ fn forward_signals(tasks: &mut JoinSet<()>) -> anyhow::Result<mpsc::Receiver<()>
             }
         });
     }
+    let mut hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
+    tasks.spawn(async move {
+        while hangups.recv().await.is_some() {
+            info!("SIGHUP: there is nothing to reload");
+        }
+    });
     Ok(receiver)
 }

@@ -218,10 +218,10 @@ impl Pages {
     /// other channels of the same stream go on.
     async fn read_or_lose(&self, topic: &Topic, query: &ReadQuery) -> Result<Page, LogError> {
         let error = match self.log.read(topic.channel(), query).await {
-            Err(LogError::Damaged(error)) => error,
+            Err(error @ (LogError::Damaged(_) | LogError::Channel(_))) => error,
             result => return result,
         };
-        tracing::error!(error, channel = %topic.channel(), "a channel cannot be read");
+        tracing::error!(%error, channel = %topic.channel(), "a channel cannot be read");
         let Tail { last, epoch } = self.log.tail(topic.partition()).await?;
         let extent = Extent {
             first: StreamId::MAX,

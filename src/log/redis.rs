@@ -216,7 +216,13 @@ impl Log for RedisLog {
         loop {
             let args = || page::encode(channel, &query);
             let client = self.connections.read();
-            let reply = fcall(client, Effect::Read, "headwater_read_v1", &feed, args).await?;
+            let answer = fcall(client, Effect::Read, "headwater_read_v1", &feed, args).await;
+            let reply = answer.map_err(|error| match error {
+                LogError::Damaged(text) if text.starts_with("WRONGTYPE") => {
+                    Refusal::WrongType(channel.clone(), text).into()
+                }
+                error => error,
+            })?;
             let decoded = page::decode(&reply)?;
             if decoded.page.bounds.feed_last < floor {
                 return Err(LogError::Unavailable(format!("the server's feed ends before {floor}")));

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fred::clients::{Client, Pool};
+use fred::error::Error;
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
     Config, ConnectionConfig, Options, ReconnectPolicy, Server, TcpConfig, UnresponsiveConfig,
@@ -50,6 +51,22 @@ pub struct Endpoint {
     pub password: Option<String>,
 }
 
+impl Endpoint {
+    /// What is wrong with the URL, if anything is.
+    pub fn check(&self) -> Result<(), String> {
+        Config::from_url(&self.url).map(drop).map_err(|error| {
+            format!("{}; expected redis://host:port/database, the database a number", error.details())
+        })
+    }
+
+    /// Where to, without credentials.
+    fn address(&self) -> &str {
+        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, rest)| rest);
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+    }
+}
+
 /// Shows nothing, because the URL may hold a password, too.
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,8 +84,8 @@ pub(super) struct Connections {
 
 /// A single connection, for work before there is a node: checks and migrations.
 pub(super) async fn connect_one(endpoint: &Endpoint) -> Result<Client, LogError> {
-    let client = builder(endpoint)?.build().map_err(|e| LogError::Unavailable(e.to_string()))?;
-    init(&client).await?;
+    let client = builder(endpoint)?.build().map_err(|error| not_connected(endpoint, &error))?;
+    client.init().await.map_err(|error| not_connected(endpoint, &error))?;
     Ok(client)
 }
 
@@ -79,19 +96,19 @@ impl Connections {
         pool_size: usize,
     ) -> Result<Self, LogError> {
         let builder = builder(endpoint)?;
-        let config_error = |e: fred::error::Error| LogError::Unavailable(e.to_string());
+        let error = |error: Error| not_connected(endpoint, &error);
         let connections = Self {
-            append: builder.build().map_err(config_error)?,
-            news: builder.build().map_err(config_error)?,
+            append: builder.build().map_err(error)?,
+            news: builder.build().map_err(error)?,
             followers: (0..partitions)
                 .map(|_| builder.build().map(Follower::new))
                 .collect::<Result<_, _>>()
-                .map_err(config_error)?,
-            reads: builder.build_pool(pool_size).map_err(config_error)?,
+                .map_err(error)?,
+            reads: builder.build_pool(pool_size).map_err(error)?,
         };
-        connections.reads.init().await.map_err(|e| LogError::Unavailable(e.to_string()))?;
+        connections.reads.init().await.map_err(error)?;
         for client in connections.single() {
-            init(client).await?;
+            client.init().await.map_err(error)?;
         }
         Ok(connections)
     }
@@ -160,8 +177,7 @@ impl Follower {
 }
 
 fn builder(endpoint: &Endpoint) -> Result<Builder, LogError> {
-    let mut config =
-        Config::from_url(&endpoint.url).map_err(|e| LogError::Unavailable(format!("redis.url: {e}")))?;
+    let mut config = Config::from_url(&endpoint.url).map_err(|error| not_connected(endpoint, &error))?;
     config.fail_fast = true;
     config.username = endpoint.username.clone().or(config.username);
     config.password = endpoint.password.clone().or(config.password);
@@ -182,8 +198,20 @@ fn builder(endpoint: &Endpoint) -> Result<Builder, LogError> {
     Ok(builder)
 }
 
-async fn init(client: &Client) -> Result<(), LogError> {
-    client.init().await.map(drop).map_err(|e| LogError::Unavailable(e.details().to_owned()))
+/// Why there is no connection: something to wait for, or something that only the operator can mend.
+fn not_connected(endpoint: &Endpoint, error: &Error) -> LogError {
+    let text = format!("cannot connect to Redis at {}: {}", endpoint.address(), readable(error.details()));
+    let code = error.details().split_whitespace().next().unwrap_or_default();
+    match code {
+        "WRONGPASS" | "NOAUTH" | "NOPERM" | "ERR" => LogError::Refused(text),
+        _ => LogError::Unavailable(text),
+    }
+}
+
+/// The driver shows the operating system's errors as it would to a programmer.
+fn readable(details: &str) -> &str {
+    let message = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"'));
+    message.map_or(details, |(message, _)| message)
 }
 
 /// Sends one command and waits for its answer.
