@@ -1,6 +1,9 @@
 //! Sessions over a real embedded log: what a subscriber is sent, step by step.
 //!
-//! The tailer is turned by hand, so that a test decides when what was published reaches the rings.
+//! The tailer is turned by hand, so that a test decides when what was published reaches the rings. `model`
+//! does the same at random.
+
+mod model;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +18,7 @@ use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::event::{Data, Draft, EventType, SkipList};
 use crate::fanout::{FanoutOptions, Hub, Mailbox, RingLimits};
 use crate::id::{Partition, StreamId};
-use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, system_clock};
+use crate::log::embedded::{Clock, EmbeddedLog, EmbeddedOptions, system_clock};
 use crate::log::retention::RetentionRules;
 use crate::log::{AppendItem, AppendRequest, Followed, Log, Retention};
 use crate::sse::ClosingReason;
@@ -34,17 +37,25 @@ struct Node {
 
 impl Node {
     async fn new(ring_frames: usize, retention: Retention) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default(), system_clock()).unwrap();
-        let log = Arc::new(log);
-        let tail = log.tail(ZERO).await.unwrap();
-        let options = FanoutOptions {
+        let fanout = FanoutOptions {
             ring: RingLimits { frames_max: ring_frames, bytes_max: 1 << 20 },
             rings_bytes_max: 1 << 24,
             page_bytes_max: 1 << 22,
         };
+        Self::with(EmbeddedOptions::default(), system_clock(), fanout, retention).await
+    }
+
+    async fn with(
+        options: EmbeddedOptions,
+        clock: Clock,
+        fanout: FanoutOptions,
+        retention: Retention,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(EmbeddedLog::open(dir.path(), options, clock).unwrap());
+        let tail = log.tail(ZERO).await.unwrap();
         let rules = RetentionRules::new(Vec::new(), retention);
-        let hub = Hub::new(Arc::clone(&log) as Arc<dyn Log>, &[tail], rules, options);
+        let hub = Hub::new(Arc::clone(&log) as Arc<dyn Log>, &[tail], rules, fanout);
         let options = Arc::new(SessionOptions {
             node: "n".into(),
             heartbeat_interval: Duration::from_secs(30),
