@@ -429,6 +429,29 @@ async fn heartbeats_carry_the_watermark_only_when_everything_was_delivered() {
 }
 
 #[tokio::test]
+async fn a_heartbeat_moves_no_cursor_while_a_page_is_outstanding() {
+    let node = Node::new(4, Retention { max_length: None, max_age: None }).await;
+    let mut client = node.subscribe(&["a", "b"], Ok(Start::Latest));
+    client.drain().await;
+    for n in 0..20 {
+        node.publish("a", &n.to_string()).await;
+    }
+    let last = node.publish("b", "20").await;
+    node.tail().await;
+    let mut batch = Batch::default();
+    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("a is behind") };
+    let later = Now { instant: Instant::now() + Duration::from_secs(31), ..now() };
+    let Next::Flush = client.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
+    let sent = blocks(&batch.take().concat());
+    assert_eq!((kinds(&sent), &sent[0].id), (vec!["heartbeat"], &None));
+    let heads = Arc::clone(&node.hub.pages).read_heads(requests).await;
+    client.session.loaded(heads, later);
+    let rest = client.drain_at(later).await;
+    assert_eq!(data(&rest).len(), 21);
+    assert_eq!(rest.last().unwrap().id, Some(last.at(ZERO).to_string()));
+}
+
+#[tokio::test]
 async fn filters_and_skip_lists_leave_out_events_and_the_cursor_moves_on() {
     let node = Node::with_everything_kept().await;
     let filter = node.hub.filters.compile(r#"{"n":2}"#).unwrap();
