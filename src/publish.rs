@@ -235,3 +235,6 @@ impl Coalescer {
 fn into_answer(appended: Appended) -> Result<Vec<Receipt>, PublishError> {
     appended.map_err(PublishError::Refused)
 }
+
+#[cfg(test)]
+mod tests;

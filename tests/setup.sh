@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need beside Rust: redis-server, a Chromium, curl, Node.js and the browser driver.
-# Idempotent: what is there is left alone. As root on Debian it installs; elsewhere it says what is missing.
+# Installs what the tests need beside Rust: redis-server, a Chromium, curl, strace, Node.js and the
+# browser driver. Idempotent: what is there is left alone. As root on Debian it installs; elsewhere it says what is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +11,7 @@ packages=()
 have redis-server || packages+=(redis-server)
 have chromium || packages+=(chromium)
 have curl || packages+=(curl ca-certificates)
+have strace || packages+=(strace)
 have node || packages+=(nodejs)
 have npm || packages+=(npm)
 
@@ -19,7 +20,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
     say "the tests need programs that are not installed. On Debian or Ubuntu run:" >&2
     say "  sudo apt-get install --no-install-recommends ${packages[*]}" >&2
     say "elsewhere install them with the system's package manager, so that redis-server (7.0 or newer), chromium," >&2
-    say "curl, node (18 or newer) and npm are in PATH." >&2
+    say "curl, strace, node (18 or newer) and npm are in PATH." >&2
     exit 1
   fi
   say "installing ${packages[*]}"

@@ -1,6 +1,9 @@
 //! Sessions over a real embedded log: what a subscriber is sent, step by step.
 //!
-//! The tailer is turned by hand, so that a test decides when what was published reaches the rings.
+//! The tailer is turned by hand, so that a test decides when what was published reaches the rings. `model`
+//! does the same at random.
+
+mod model;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +18,7 @@ use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::event::{Data, Draft, EventType, SkipList};
 use crate::fanout::{FanoutOptions, Hub, Mailbox, RingLimits};
 use crate::id::{Partition, StreamId};
-use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, system_clock};
+use crate::log::embedded::{Clock, EmbeddedLog, EmbeddedOptions, system_clock};
 use crate::log::retention::RetentionRules;
 use crate::log::{AppendItem, AppendRequest, Followed, Log, Retention};
 use crate::sse::ClosingReason;
@@ -34,17 +37,25 @@ struct Node {
 
 impl Node {
     async fn new(ring_frames: usize, retention: Retention) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let log = EmbeddedLog::open(dir.path(), EmbeddedOptions::default(), system_clock()).unwrap();
-        let log = Arc::new(log);
-        let tail = log.tail(ZERO).await.unwrap();
-        let options = FanoutOptions {
+        let fanout = FanoutOptions {
             ring: RingLimits { frames_max: ring_frames, bytes_max: 1 << 20 },
             rings_bytes_max: 1 << 24,
             page_bytes_max: 1 << 22,
         };
+        Self::with(EmbeddedOptions::default(), system_clock(), fanout, retention).await
+    }
+
+    async fn with(
+        options: EmbeddedOptions,
+        clock: Clock,
+        fanout: FanoutOptions,
+        retention: Retention,
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(EmbeddedLog::open(dir.path(), options, clock).unwrap());
+        let tail = log.tail(ZERO).await.unwrap();
         let rules = RetentionRules::new(Vec::new(), retention);
-        let hub = Hub::new(Arc::clone(&log) as Arc<dyn Log>, &[tail], rules, options);
+        let hub = Hub::new(Arc::clone(&log) as Arc<dyn Log>, &[tail], rules, fanout);
         let options = Arc::new(SessionOptions {
             node: "n".into(),
             heartbeat_interval: Duration::from_secs(30),
@@ -415,6 +426,29 @@ async fn heartbeats_carry_the_watermark_only_when_everything_was_delivered() {
     assert!(matches!(behind.session.step(now(), &mut batch), Next::Read(..)));
     let Next::Flush = behind.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
     assert_eq!(batch.take(), [": heartbeat\n\n"], "before connected there is nothing but comments");
+}
+
+#[tokio::test]
+async fn a_heartbeat_moves_no_cursor_while_a_page_is_outstanding() {
+    let node = Node::new(4, Retention { max_length: None, max_age: None }).await;
+    let mut client = node.subscribe(&["a", "b"], Ok(Start::Latest));
+    client.drain().await;
+    for n in 0..20 {
+        node.publish("a", &n.to_string()).await;
+    }
+    let last = node.publish("b", "20").await;
+    node.tail().await;
+    let mut batch = Batch::default();
+    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("a is behind") };
+    let later = Now { instant: Instant::now() + Duration::from_secs(31), ..now() };
+    let Next::Flush = client.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
+    let sent = blocks(&batch.take().concat());
+    assert_eq!((kinds(&sent), &sent[0].id), (vec!["heartbeat"], &None));
+    let heads = Arc::clone(&node.hub.pages).read_heads(requests).await;
+    client.session.loaded(heads, later);
+    let rest = client.drain_at(later).await;
+    assert_eq!(data(&rest).len(), 21);
+    assert_eq!(rest.last().unwrap().id, Some(last.at(ZERO).to_string()));
 }
 
 #[tokio::test]

@@ -57,4 +57,17 @@ async fn a_killed_redis_that_writes_before_it_answers_loses_nothing() {
     fleet.prove(&ledger, &log, &fence).await;
 }
 
+/// A killed process takes nothing from the kernel's buffers along, a power cut does; so the calls are counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_acknowledgement_of_the_embedded_log_waited_for_the_disk() {
+    let broker = Broker::on(Store::Embedded).await.traced("fsync,fdatasync").start().await;
+    let mut syncs = broker.traced_calls();
+    for number in 0..20 {
+        broker.http.publish("a", number).await;
+        let now = broker.traced_calls();
+        assert!(now > syncs, "publish {number} was acknowledged without a sync");
+        syncs = now;
+    }
+}
+
 both_stores!(a_killed_broker_loses_nothing_that_it_acknowledged);

@@ -29,6 +29,8 @@ mod injection;
 #[cfg(test)]
 mod management;
 #[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod proxy_cut;
 #[cfg(test)]
 mod redis_view;

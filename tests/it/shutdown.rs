@@ -12,10 +12,16 @@ use crate::support::{Broker, Store, Subscribe, Writers, read_log, seeded, until}
 const DRAIN: &str = "3s";
 const BOUND: Duration = Duration::from_secs(8);
 
+/// Sessions that end together; they are told over 400 ms, and advised to wait from half a second to one and a half.
+const SESSIONS: usize = 200;
+const SPREAD: Duration = Duration::from_millis(200);
+const RETRY_SPREAD: Duration = Duration::from_millis(500);
+
 async fn every_session_is_told_to_come_back_and_not_all_at_once(store: Store) {
     let mut broker =
         Broker::on(store).await.set("drain.deadline", DRAIN).set("sse.retry", "1s").start().await;
-    let mut readers = join_all((0..30).map(async |_| Subscribe::to(&["a"]).connect(broker.addr).await)).await;
+    let mut readers =
+        join_all((0..SESSIONS).map(async |_| Subscribe::to(&["a"]).connect(broker.addr).await)).await;
     broker.http.publish("a", "last").await;
     for reader in &mut readers {
         assert_eq!(reader.one().await, "last");
@@ -27,14 +33,17 @@ async fn every_session_is_told_to_come_back_and_not_all_at_once(store: Store) {
         let closing = reader.next_control("closing").await;
         assert_eq!(closing.json(), json!({ "reason": "shutdown", "reconnect": true }));
         assert_eq!(closing.id, None, "an end moves no cursor");
+        let told = start.elapsed();
         let back = Duration::from_millis(closing.retry.expect("the end hints when to come back"));
         reader.end().await;
-        start.elapsed() + back
+        (told, back)
     }));
-    let back = ends.await;
+    let (told, back): (Vec<_>, Vec<_>) = ends.await.into_iter().unzip();
     assert!(start.elapsed() < BOUND, "the sessions ended within {BOUND:?}");
-    let (first, last) = (back.iter().min().unwrap(), back.iter().max().unwrap());
-    assert!(*last > *first + Duration::from_millis(100), "they all come back between {first:?} and {last:?}");
+    for (what, times, apart) in [("were told", told, SPREAD), ("come back", back, RETRY_SPREAD)] {
+        let (first, last) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+        assert!(*last > *first + apart, "they all {what} between {first:?} and {last:?}");
+    }
 
     assert_eq!(broker.exit_status().await.code(), Some(0));
     assert!(start.elapsed() < BOUND);
@@ -67,6 +76,30 @@ async fn nothing_acknowledged_before_the_end_is_lost(store: Store) {
     let (mut log, _) = read_log(broker.addr, &channels).await;
     log.pop();
     ledger.check(&log).unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_under_way_when_the_end_comes_is_still_answered() {
+    let mut broker = Broker::on(Store::Redis).await.set("drain.deadline", "10s").start().await;
+    let http = broker.http.clone();
+    let large = json!({ "data": "x".repeat(60_000) });
+    broker.redis().pause();
+    let (answer, ()) = tokio::join!(http.post("/channels/a/events", &large), async {
+        until("the event waits in the socket of Redis", async || {
+            (broker.redis().unread_bytes() > 50_000).then_some(())
+        })
+        .await;
+        broker.sigterm();
+        until("the node takes no more connections", async || {
+            Subscribe::to(&[]).try_open(broker.addr).await.is_err().then_some(())
+        })
+        .await;
+        broker.redis().resume();
+    });
+    let id = answer.expect(201).receipt().id;
+    assert_eq!(broker.exit_status().await.code(), Some(0));
+    broker.restart().await;
+    assert_eq!(broker.http.history("a").await[0].id, id);
 }
 
 async fn a_draining_node_is_not_ready_but_still_serves(store: Store) {

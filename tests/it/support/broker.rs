@@ -21,6 +21,9 @@ use super::until::until;
 /// Path of the binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_headwater");
 
+/// Where the calls of a traced broker are written down, in its directory.
+const TRACE: &str = "trace";
+
 /// How many lines of a broker's output a failing test shows.
 const LINES_SHOWN: usize = 200;
 
@@ -39,6 +42,8 @@ pub(crate) struct Builder {
     /// Replaces the server's own address, as when a proxy stands before it.
     redis_url: Option<String>,
     settings: Vec<(String, String)>,
+    /// System calls to write down.
+    traced: Option<&'static str>,
 }
 
 impl Builder {
@@ -55,11 +60,18 @@ impl Builder {
         self
     }
 
+    /// Writes down these system calls, see [`Broker::traced_calls`]. Restarts are not traced.
+    pub(crate) fn traced(mut self, calls: &'static str) -> Self {
+        self.traced = Some(calls);
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub(crate) async fn start(self) -> Broker {
         let redis_url = self.redis_url.or_else(|| Some(self.redis.as_ref()?.url()));
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let process = Process::start(dir.path(), redis_url.as_deref(), &self.settings, 0);
+        let program = self.traced.map_or_else(|| command(&[]), |calls| traced_command(calls, dir.path()));
+        let process = Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, 0);
         let addr = process.address().await;
         let http = Http::new(addr);
         let broker =
@@ -89,12 +101,12 @@ impl Broker {
             Store::Embedded => None,
             Store::Redis => Some(Arc::new(Redis::start().await)),
         };
-        Builder { redis, redis_url: None, settings: Vec::new() }
+        Builder { redis, redis_url: None, settings: Vec::new(), traced: None }
     }
 
     /// A broker on a Redis that the test started.
     pub(crate) fn on_redis(redis: &Arc<Redis>) -> Builder {
-        Builder { redis: Some(redis.clone()), redis_url: None, settings: Vec::new() }
+        Builder { redis: Some(redis.clone()), redis_url: None, settings: Vec::new(), traced: None }
     }
 
     /// [`Broker::on`], started.
@@ -115,6 +127,12 @@ impl Broker {
     /// Where the embedded log is.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Traced system calls that succeeded so far.
+    pub(crate) fn traced_calls(&self) -> usize {
+        let trace = std::fs::read_to_string(self.dir.path().join(TRACE)).expect("the broker is traced");
+        trace.lines().filter(|line| line.trim_end().ends_with("= 0")).count()
     }
 
     /// Ends it without any warning.
@@ -146,7 +164,7 @@ impl Broker {
         self.process.end();
         self.process.assert_no_panic();
         let (dir, port) = (self.dir.path(), self.addr.port());
-        self.process = Process::start(dir, self.redis_url.as_deref(), &self.settings, port);
+        self.process = Process::start(command(&[]), dir, self.redis_url.as_deref(), &self.settings, port);
         assert_eq!(self.process.address().await, self.addr);
         self.http = Http::new(self.addr);
     }
@@ -182,20 +200,22 @@ type Output = Arc<Mutex<Vec<String>>>;
 
 impl Process {
     fn start(
+        mut command: Command,
         dir: &std::path::Path,
         redis_url: Option<&str>,
         settings: &[(String, String)],
         port: u16,
     ) -> Self {
-        let mut command = command(&["serve", "--listen"]);
-        command.arg(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string());
+        command.args(["serve", "--listen"]).arg(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string());
         command.current_dir(dir).arg("--data-dir").arg(dir.join("data"));
         if let Some(url) = redis_url {
             command.args(["--redis", url]);
         }
         command.envs(settings.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the broker's binary starts");
+        let mut child = command.spawn().unwrap_or_else(|error| {
+            panic!("{command:?} cannot be started ({error}); `make setup` installs strace, or: apt-get install strace")
+        });
         let output = Output::default();
         let stdout = collect("stdout", child.stdout.take().expect("stdout is piped"), &output);
         let stderr = collect("stderr", child.stderr.take().expect("stderr is piped"), &output);
@@ -273,6 +293,17 @@ pub(crate) fn command(args: &[&str]) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// The binary watched by `strace`, which is no parent of it and ends with it.
+fn traced_command(calls: &str, dir: &std::path::Path) -> Command {
+    let mut traced = Command::new("strace");
+    for (name, _) in command(&[]).get_envs() {
+        traced.env_remove(name);
+    }
+    let trace = format!("trace={calls}");
+    traced.args(["-D", "-f", "-e", &trace, "-o"]).arg(dir.join(TRACE)).arg(BINARY);
+    traced
 }
 
 #[test]

@@ -86,6 +86,18 @@ impl Redis {
         self.signal(Signal::CONT);
     }
 
+    /// Bytes that were sent to it and that it has not read (`proc_pid_net(5)`, `tcp`, `rx_queue`).
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux lists its sockets");
+        let own = format!(":{:04X}", self.port);
+        let unread = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let queued = fields.get(4).filter(|_| fields[1].ends_with(&own))?.split_once(':')?.1;
+            u64::from_str_radix(queued, 16).ok()
+        };
+        sockets.lines().filter_map(unread).sum()
+    }
+
     /// Runs one command on a connection of its own; an error answer fails the test.
     pub(crate) async fn command(&self, words: &[&str]) -> Value {
         match self.try_command(words).await {
