@@ -125,7 +125,7 @@ pub fn router(app: Arc<App>) -> Router {
     } else {
         router
     };
-    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed, loopback_only))
+    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed))
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.
@@ -142,8 +142,7 @@ async fn explain_method(request: Request, next: Next) -> Response {
     response
 }
 
-/// Pages of listed origins may read answers; those of this machine too while the broker serves only them.
-fn cors(allowed: &Arc<AllowedOrigins>, loopback_only: bool) -> CorsLayer {
+fn cors(allowed: &AllowedOrigins) -> CorsLayer {
     let headers = [
         header::AUTHORIZATION,
         header::CONTENT_TYPE,
@@ -156,15 +155,13 @@ fn cors(allowed: &Arc<AllowedOrigins>, loopback_only: bool) -> CorsLayer {
         .allow_headers(headers)
         .expose_headers([header::RETRY_AFTER])
         .max_age(PREFLIGHT_MAX_AGE);
-    if **allowed == AllowedOrigins::Any {
-        return layer.allow_origin(tower_http::cors::Any);
+    match allowed {
+        AllowedOrigins::Any => layer.allow_origin(tower_http::cors::Any),
+        AllowedOrigins::Listed(origins) => {
+            let listed = origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok());
+            layer.allow_origin(AllowOrigin::list(listed)).allow_credentials(true)
+        }
     }
-    let allowed = Arc::clone(allowed);
-    let may_read = move |origin: &HeaderValue, _: &Parts| {
-        let origin = origin.to_str().unwrap_or_default();
-        allowed.allows(origin) || (loopback_only && guard::is_loopback_origin(origin))
-    };
-    layer.allow_origin(AllowOrigin::predicate(may_read)).allow_credentials(true)
 }
 
 /// The channel named by the path; `%2F` is a slash within the name.

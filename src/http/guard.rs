@@ -68,7 +68,7 @@ fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
 }
 
 /// Whether an `Origin` is one of this machine's.
-pub(super) fn is_loopback_origin(origin: &str) -> bool {
+fn is_loopback_origin(origin: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, authority)| is_loopback(authority))
 }
 

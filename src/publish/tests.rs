@@ -228,7 +228,9 @@ async fn after_the_stop_what_waits_is_still_sent_and_nothing_more_is_taken() {
     let first = setup.hold_up().await;
     let mut waiting: Vec<_> =
         ["second", "third"].map(|data| Box::pin(setup.publisher.publish(request(data)))).into();
-    waiting.iter_mut().for_each(|publish| assert!(publish.as_mut().now_or_never().is_none()));
+    for publish in &mut waiting {
+        assert!(publish.as_mut().now_or_never().is_none());
+    }
     setup.stop.cancel();
     setup.tracker.close();
     setup.log.allow(usize::MAX / 2);

@@ -3,6 +3,7 @@
 //! The tailer is turned by hand, so that a test decides when what was published reaches the rings. `model`
 //! does the same at random.
 
+mod losses;
 mod model;
 
 use std::sync::Arc;
@@ -503,113 +504,4 @@ async fn sessions_that_resume_from_one_position_share_one_read() {
         reads += client.reads;
     }
     assert!(reads <= 2, "{reads} reads for 50 sessions");
-}
-
-#[tokio::test]
-async fn events_that_are_left_out_do_not_hold_up_what_follows() {
-    let node = Node::with_everything_kept().await;
-    let filter = node.hub.filters.compile(r#"{"n":2}"#).unwrap();
-    let mut client = node.subscribe_with(&["a"], Ok(Start::Latest), |s| Subscription { filter, ..s });
-    client.drain().await;
-    let json = |text: &str| Data::stored(crate::event::Format::Json, text.to_owned().into());
-    for _ in 0..64 {
-        node.publish_json("a", json(r#"{"n":1}"#), SkipList::default()).await;
-    }
-    node.publish_json("a", json(r#"{"n":2}"#), SkipList::default()).await;
-    node.tail().await;
-    assert_eq!(data(&client.drain().await), [r#"{"n":2}"#]);
-}
-
-#[tokio::test]
-async fn a_replay_passes_over_what_the_filter_leaves_out() {
-    let node = Node::with_everything_kept().await;
-    let json = |text: &str| Data::stored(crate::event::Format::Json, text.to_owned().into());
-    for _ in 0..200 {
-        node.publish_json("a", json(r#"{"n":1}"#), SkipList::default()).await;
-    }
-    node.publish_json("a", json(r#"{"n":2}"#), SkipList::default()).await;
-    node.tail().await;
-    let filter = node.hub.filters.compile(r#"{"n":2}"#).unwrap();
-    let mut client = node.subscribe_with(&["a"], Ok(Start::Earliest), |s| Subscription { filter, ..s });
-    assert_eq!(data(&client.drain().await), [r#"{"n":2}"#]);
-}
-
-/// jump: the page is empty and an event was released while it was read.
-#[tokio::test]
-async fn an_event_released_while_an_empty_page_was_read_is_delivered() {
-    let node = Node::with_everything_kept().await;
-    let mut client = node.subscribe(&["a"], Ok(Start::Latest));
-    client.drain().await;
-    node.publish("b", "x").await;
-    node.hub.restart(ZERO, node.log.tail(ZERO).await.unwrap());
-    let mut batch = Batch::default();
-    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("reads") };
-    let heads = Arc::clone(&node.hub.pages).read_heads(requests).await;
-    node.publish("a", "1").await;
-    node.tail().await;
-    client.session.loaded(heads, now());
-    assert_eq!(data(&client.drain().await), ["1"]);
-}
-
-#[tokio::test]
-async fn a_cursor_from_before_the_epoch_is_told_once_and_goes_on_from_now() {
-    let node = Node::new(4, Retention { max_length: Some(10), max_age: None }).await;
-    let old = node.hub.marks(ZERO).epoch.before();
-    for n in 0..500 {
-        node.publish("a", &n.to_string()).await;
-    }
-    node.tail().await;
-    let last = node.hub.latest(ZERO);
-    let mut client = node.subscribe(&["a"], Ok(after(old)));
-    let sent = client.drain().await;
-    let gaps: Vec<_> = sent.iter().filter(|b| b.event == "gap").map(|b| b.data.clone()).collect();
-    assert_eq!(gaps.len(), 1);
-    assert_eq!(sent[0].id, Some(last.at(ZERO).to_string()));
-}
-
-#[tokio::test]
-async fn a_purge_and_then_a_trim_is_one_gap() {
-    let node = Node::new(4, Retention { max_length: Some(10), max_age: None }).await;
-    let before = node.publish("a", "1").await;
-    node.tail().await;
-    node.log.purge(&Channel::parse("a").unwrap(), &node.retention).await.unwrap();
-    for n in 0..500 {
-        node.publish("a", &n.to_string()).await;
-    }
-    node.tail().await;
-    let mut client = node.subscribe(&["a"], Ok(after(before)));
-    let sent = client.drain().await;
-    let gaps: Vec<_> = sent.iter().filter(|b| b.event == "gap").map(|b| b.data.clone()).collect();
-    assert_eq!(gaps.len(), 1);
-}
-
-#[tokio::test]
-async fn earliest_is_never_a_gap_however_old_the_pages_of_others_are() {
-    let node = Node::new(4, Retention { max_length: None, max_age: None }).await;
-    for n in 0..10 {
-        node.publish("a", &n.to_string()).await;
-        node.publish("b", &n.to_string()).await;
-    }
-    node.tail().await;
-    let mut keeper = node.subscribe(&["a", "b"], Ok(Start::Latest));
-    keeper.drain().await;
-    let mut first = node.subscribe(&["a"], Ok(Start::Earliest));
-    first.drain().await; // keeps a page of a
-    node.log.purge(&Channel::parse("b").unwrap(), &node.retention).await.unwrap();
-    node.tail().await;
-    keeper.drain().await;
-    let mut second = node.subscribe(&["a", "b"], Ok(Start::Earliest));
-    let sent = second.drain().await;
-    assert!(!kinds(&sent).contains(&"gap"), "{sent:#?}");
-}
-
-#[tokio::test]
-async fn a_cursor_from_the_future_is_brought_back_without_channels_too() {
-    let node = Node::with_everything_kept().await;
-    let last = node.publish("a", "1").await;
-    node.tail().await;
-    let future = StreamId::new(last.ms() + 1_000_000, 0).unwrap();
-    let mut client = node.subscribe(&[], Ok(after(future)));
-    let sent = client.drain().await;
-    assert_eq!(sent[0].id, Some(last.at(ZERO).to_string()), "{sent:?}");
 }

@@ -201,8 +201,8 @@ impl World {
             }
             Turn::Idle => match self.node.log.follow(ZERO, hub.marks(ZERO).watermark).await.unwrap() {
                 Followed::Refs(refs) => Turn::Looked(hub.look(ZERO, &refs)),
-                Followed::Trimmed(last) => {
-                    hub.jump(ZERO, last);
+                Followed::Trimmed(tail) => {
+                    hub.restart(ZERO, tail);
                     Turn::Idle
                 }
                 Followed::RolledBack => panic!("nothing rolls back here"),
@@ -220,7 +220,7 @@ impl World {
 
     async fn turn_of(&mut self, client: usize) {
         match &self.clients[client].connection {
-            None => self.connect(client).await,
+            None => self.connect(client),
             Some(_) if self.rng.random_bool(0.08) => self.disconnect(client).await,
             Some(_) => {
                 let late = if self.rng.random_bool(0.1) { Duration::from_secs(31) } else { Duration::ZERO };
@@ -229,7 +229,7 @@ impl World {
         }
     }
 
-    async fn connect(&mut self, client: usize) {
+    fn connect(&mut self, client: usize) {
         let cursor = self.clients[client].cursor;
         let mut channels: BTreeSet<usize> =
             (0..CHANNELS.len()).filter(|_| self.rng.random_bool(0.6)).collect();
@@ -285,7 +285,7 @@ impl World {
         let mut batch = Batch::default();
         match connection.session.step(now, &mut batch) {
             Next::Read(requests, _) => connection.under_way = UnderWay::Asked(requests),
-            Next::Flush | Next::Wait(_) => {}
+            Next::Flush | Next::Again | Next::Wait(_) => {}
             Next::End => panic!("nobody ends a session here"),
         }
         let bytes = batch.take().concat();
@@ -350,7 +350,7 @@ impl World {
         let Retention { max_length, max_age } = self.node.retention;
         match gap["reason"].as_str() {
             Some("trimmed") => {
-                assert!(max_length.or(max_age.map(|_| 0)).is_some(), "nothing is trimmed here")
+                assert!(max_length.or(max_age.map(|_| 0)).is_some(), "nothing is trimmed here");
             }
             Some("reset") => assert!(self.purged[&channel] > told_after, "{gap}: it was not purged since"),
             _ => panic!("{gap}"),
@@ -431,7 +431,7 @@ impl World {
             }
             assert!(Instant::now() < deadline, "a client does not get to the end");
             if self.clients[client].connection.is_none() {
-                self.connect(client).await;
+                self.connect(client);
             }
             self.step(client, Duration::from_secs(31)).await;
         }

@@ -2,7 +2,7 @@
 
 use headwater::channel::Channel;
 
-use super::{DAY_MS, Functions, Id, NO_FLOOR, STATE, entry, id, item, key_of, show};
+use super::{DAY_MS, Functions, Id, NO_FLOOR, entry, id, item, key_of, show};
 use crate::support::Redis;
 use crate::support::resp::Reply;
 
@@ -40,13 +40,22 @@ async fn one_call_publishes_and_answers_the_id() {
     assert_eq!(store.number(&["SISMEMBER", super::CHANNELS, "orders"]), 1);
     store.assert_feed_and_channels_agree(&["orders"]);
 
-    store.call(&["FLUSHALL"]);
+    store.call(&["DEL", super::FEED]);
     store.tell(&["orders", "tick", "x"]);
     assert_eq!(
         store.stream(super::FEED)[0].fields,
         ["mark", "epoch"],
         "a feed that it creates begins so too"
     );
+}
+
+#[tokio::test]
+async fn a_feed_that_no_broker_keeps_takes_nothing() {
+    let mut store = Functions::load().await;
+    store.call(&["FLUSHALL"]);
+    let error = store.not_told(&["orders", "tick", "x"]);
+    assert_eq!(error, "HWREFUSED no broker keeps the feed hw:{0}:feed; check the prefix and the partition");
+    assert_eq!(store.number(&["DBSIZE"]), 0, "nothing is written that nobody would read");
 }
 
 #[tokio::test]
@@ -275,7 +284,6 @@ async fn what_refuses_a_broker_refuses_other_programs() {
     store.xadd("orders", ahead, &["data", "x"]);
     assert_eq!(store.tell(&["orders", "tick", "x", "k"]), (ahead.0 + 1, 0));
     assert_eq!(store.tell(&["orders", "tick", "x", "k"]), (ahead.0 + 1, 0));
-    store.call(&["HDEL", STATE, "partitions"]);
     assert!(store.tell(&["orders", "tick", "x"]) > (ahead.0 + 1, 0));
     store.assert_feed_and_channels_agree(&["orders"]);
     let floor = show((ahead.0 + 1, 0));
