@@ -25,7 +25,13 @@ mod earthquakes;
 #[cfg(test)]
 mod functions;
 #[cfg(test)]
+mod history_lost;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod injection;
+#[cfg(test)]
+mod layout;
 #[cfg(test)]
 mod management;
 #[cfg(test)]
