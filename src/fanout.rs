@@ -40,6 +40,8 @@ pub struct Hub {
     ring_limits: RingLimits,
     rings_bytes: Arc<AtomicUsize>,
     rings_bytes_max: usize,
+    /// What was left after the rings were last cut.
+    rings_floor: AtomicUsize,
     /// History for sessions that are behind their rings.
     pub pages: Arc<Pages>,
     /// Filters in use.
@@ -121,6 +123,7 @@ impl Hub {
             ring_limits: options.ring,
             rings_bytes: Arc::default(),
             rings_bytes_max: options.rings_bytes_max,
+            rings_floor: AtomicUsize::new(0),
             pages: Pages::new(log, options.page_bytes_max),
             filters: Filters::default(),
             sessions: Mutex::default(),
@@ -278,12 +281,15 @@ impl Hub {
 
     fn keep_within_budget(&self) {
         let bytes = self.rings_bytes.load(Ordering::Relaxed);
-        if bytes <= self.rings_bytes_max {
+        // Where the newest frames alone are too much, cutting is worth it again only after some growth.
+        let floor = self.rings_floor.load(Ordering::Relaxed);
+        if bytes <= self.rings_bytes_max.max(floor + floor / 4) {
             return;
         }
         for hub in &self.partitions {
             hub.topics.lock().by_channel.values().for_each(|topic| topic.shrink());
         }
+        self.rings_floor.store(self.rings_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         tracing::info!(
             bytes,
             "the rings exceeded their share of fanout.memory_bytes_max and were cut to their newest frames"
