@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::support::redis::Redis;
 use crate::support::resp::Resp;
@@ -23,7 +22,7 @@ impl BusyProgram {
         let publish = move || {
             while !stopped.load(Ordering::Relaxed) {
                 if std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::yield_now();
                     continue;
                 }
                 let mut resp = Resp::connect(port);
