@@ -162,6 +162,14 @@ struct Slot {
     verified: bool,
 }
 
+impl Slot {
+    /// The partition ends at `last`: a position after it lies in the future.
+    fn end_at(&mut self, last: StreamId) {
+        self.position = self.position.min(last);
+        self.verified = true;
+    }
+}
+
 /// What serving from the log needs.
 struct Replay {
     /// One per channel.
@@ -281,15 +289,19 @@ impl Session {
         };
         replay.retry_delay = RETRY_DELAY_MIN;
         replay.permit = Some(heads.permit);
-        let mut origins = Vec::new();
+        let (mut origins, mut ends) = (Vec::new(), Vec::new());
         for head in heads.heads {
             match head.found {
-                Found::Page(page) => replay.subs[head.subscription].head = Some(page),
-                Found::Origin { from, feed_last } => origins.push((head.subscription, from, feed_last)),
+                Found::Page(page) => replay.subs[head.of].head = Some(page),
+                Found::Origin { from, feed_last } => origins.push((head.of, from, feed_last)),
+                Found::End(last) => ends.push((head.of, last)),
             }
         }
         if !origins.is_empty() {
             self.rewound(&origins);
+        }
+        for (slot, last) in ends {
+            self.slots[slot].end_at(last);
         }
     }
 
@@ -339,10 +351,9 @@ impl Session {
     }
 
     fn requests(&self, behind: &[(usize, StreamId)]) -> Vec<HeadRequest> {
-        let request = |&(subscription, after): &(usize, StreamId)| HeadRequest {
-            subscription,
-            topic: Arc::clone(&self.subs[subscription].joined.topic),
-            want: Wanted::After(after),
+        let request = |&(of, after): &(usize, StreamId)| {
+            let topic = Arc::clone(&self.subs[of].joined.topic);
+            HeadRequest { of, want: Wanted::After(topic, after) }
         };
         behind.iter().map(request).collect()
     }

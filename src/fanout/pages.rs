@@ -19,7 +19,7 @@ use super::frame::Frame;
 use super::ring::Run;
 use super::topic::Topic;
 use crate::channel::Channel;
-use crate::id::StreamId;
+use crate::id::{Partition, StreamId};
 use crate::log::bounds::Extent;
 use crate::log::{Bounds, Log, LogError, Page, ReadQuery, Tail};
 
@@ -71,34 +71,33 @@ impl ReplayPage {
     }
 }
 
-/// A page that a session needs before it can go on.
+/// What a session needs to know before it can go on.
 pub struct HeadRequest {
-    /// Which of the session's subscriptions.
-    pub subscription: usize,
-    /// Its topic.
-    pub topic: Arc<Topic>,
+    /// Which of the session's subscriptions, or of its partitions.
+    pub of: usize,
     /// What to read.
     pub want: Wanted,
 }
 
-/// What to read of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What to read.
 pub enum Wanted {
-    /// What follows a position.
-    After(StreamId),
-    /// Only where the last `n` events begin.
-    Rewind(u32),
+    /// What follows a position in a channel.
+    After(Arc<Topic>, StreamId),
+    /// Only where the last `n` events of a channel begin.
+    Rewind(Arc<Topic>, u32),
+    /// Where a partition ends.
+    End(Partition),
 }
 
 /// A read head.
 pub struct Head {
-    /// Which of the session's subscriptions.
-    pub subscription: usize,
+    /// Which of the session's subscriptions, or of its partitions.
+    pub of: usize,
     /// What was read.
     pub found: Found,
 }
 
-/// What was read of a channel.
+/// What was read.
 pub enum Found {
     /// What follows a position.
     Page(Arc<ReplayPage>),
@@ -109,6 +108,8 @@ pub enum Found {
         /// The newest ref of the partition.
         feed_last: StreamId,
     },
+    /// The newest ref of the partition.
+    End(StreamId),
 }
 
 /// Heads of one merge and the memory that was reserved for them.
@@ -173,10 +174,11 @@ impl Pages {
 
     async fn read_head(self: &Arc<Self>, request: HeadRequest, bytes_max: usize) -> Result<Head, LogError> {
         let found = match request.want {
-            Wanted::After(position) => Found::Page(self.load(&request.topic, position, bytes_max).await?),
-            Wanted::Rewind(count) => self.find_origin(&request.topic, count).await?,
+            Wanted::After(topic, position) => Found::Page(self.load(&topic, position, bytes_max).await?),
+            Wanted::Rewind(topic, count) => self.find_origin(&topic, count).await?,
+            Wanted::End(partition) => Found::End(self.log.tail(partition).await?.last),
         };
-        Ok(Head { subscription: request.subscription, found })
+        Ok(Head { of: request.of, found })
     }
 
     /// Joins a read of the same page that is under way, or starts one.
@@ -268,11 +270,6 @@ impl Pages {
     /// Lets go of pages that have grown old. Called now and then.
     pub fn expire(&self) {
         self.cache.lock().expire();
-    }
-
-    /// Bytes of kept pages.
-    pub fn kept_bytes(&self) -> usize {
-        self.cache.lock().bytes
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) struct Gathered {
     pub(super) from_rings: bool,
 }
 
-/// What one channel holds.
-enum Sight {
+/// Where a channel's next events come from.
+enum Source {
     Ring(crate::fanout::ring::Run),
     Page(crate::fanout::ring::Run),
     Behind(StreamId),
@@ -61,18 +61,18 @@ impl Session {
                     continue;
                 }
                 let run = match self.look(sub, marks.watermark, gaps) {
-                    Sight::Ring(run) => run,
-                    Sight::Page(run) => {
+                    Source::Ring(run) => run,
+                    Source::Page(run) => {
                         gathered.from_rings = false;
                         run
                     }
-                    Sight::Behind(position) => {
+                    Source::Behind(position) => {
                         gathered.from_rings = false;
                         gathered.bound = gathered.bound.min(position);
                         gathered.behind.push((sub, position));
                         continue;
                     }
-                    Sight::Reset => continue 'anew,
+                    Source::Reset => continue 'anew,
                 };
                 gathered.bound = gathered.bound.min(run.through);
                 gathered.frames.extend(run.frames.into_iter().map(|frame| (sub, frame)));
@@ -81,7 +81,7 @@ impl Session {
         }
     }
 
-    fn look(&mut self, sub: usize, watermark: StreamId, gaps: &mut Batch) -> Sight {
+    fn look(&mut self, sub: usize, watermark: StreamId, gaps: &mut Batch) -> Source {
         let topic = Arc::clone(&self.subs[sub].joined.topic);
         let slot = usize::from(self.subs[sub].slot);
         loop {
@@ -94,9 +94,9 @@ impl Session {
             if let Some(run) = sight.run
                 && self.slots[slot].verified
             {
-                return Sight::Ring(run);
+                return Source::Ring(run);
             }
-            let Some(page) = self.page(sub, position, sight.purged) else { return Sight::Behind(position) };
+            let Some(page) = self.page(sub, position, sight.purged) else { return Source::Behind(position) };
             match self.judge(sub, &page, position) {
                 Proof::Complete => {}
                 Proof::Trimmed => {
@@ -104,7 +104,7 @@ impl Session {
                 }
                 Proof::Reset if page.bounds.began_anew(position, self.known(sub)) => {
                     self.reset_slot(slot, self.reset_target(&page.bounds, position), gaps);
-                    return Sight::Reset;
+                    return Source::Reset;
                 }
                 Proof::Reset => {
                     self.purged(sub, position, page.bounds.purged, gaps);
@@ -112,7 +112,7 @@ impl Session {
                 }
             }
             let position = self.accept(sub, &page, position);
-            return Sight::Page(page.following(position, RUN_FRAMES_MAX));
+            return Source::Page(page.following(position, RUN_FRAMES_MAX));
         }
     }
 

@@ -3,6 +3,8 @@
 //! Invariant: `connected` is the first event and its `id:` is the position that the session really starts
 //! from; nothing but comments is sent before it is known.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::{Batch, Due, Now, Phase, Session, Slot, Sub};
@@ -45,11 +47,9 @@ pub(super) fn slots(
             Sub { joined, slot: u16::try_from(slot).expect("a partition number has 16 bits") }
         })
         .collect();
-    // Without channels there is still a position to resume from, and nothing to prove about it.
+    // Without channels there is still a position to resume from.
     if slots.is_empty() {
-        let slot = slot_at(hub, Partition(0), start);
-        let position = slot.position.min(hub.latest(slot.partition));
-        slots.push(Slot { position, verified: true, ..slot });
+        slots.push(slot_at(hub, Partition(0), start));
     }
     (slots, subs)
 }
@@ -98,6 +98,11 @@ impl Session {
                 return Some(self.origin_requests(count));
             }
             Opening::Resume(told) => {
+                if self.subs.is_empty() && !self.slots[0].verified {
+                    // This node may only lag: where the position lies, the log knows.
+                    let want = Wanted::End(self.slots[0].partition);
+                    return Some(vec![HeadRequest { of: 0, want }]);
+                }
                 gaps = std::mem::take(told);
                 let mut behind = Vec::new();
                 for slot in 0..self.slots.len() {
@@ -116,10 +121,9 @@ impl Session {
     }
 
     fn origin_requests(&self, count: u32) -> Vec<HeadRequest> {
-        let request = |(subscription, sub): (usize, &Sub)| HeadRequest {
-            subscription,
-            topic: sub.joined.topic.clone(),
-            want: Wanted::Rewind(count),
+        let request = |(of, sub): (usize, &Sub)| {
+            let topic = Arc::clone(&sub.joined.topic);
+            HeadRequest { of, want: Wanted::Rewind(topic, count) }
         };
         self.subs.iter().enumerate().map(request).collect()
     }

@@ -111,3 +111,13 @@ async fn a_cursor_from_the_future_is_brought_back_without_channels_too() {
     let sent = client.drain().await;
     assert_eq!(sent[0].id, Some(last.at(ZERO).to_string()), "{sent:?}");
 }
+
+/// Broken to see it fail: a position that is taken back to what this node has seen.
+#[tokio::test]
+async fn a_cursor_from_a_node_that_is_ahead_stays_where_it_is_without_channels_too() {
+    let node = Node::with_everything_kept().await;
+    let ahead = node.publish("a", "not yet seen here").await;
+    let mut client = node.subscribe(&[], Ok(after(ahead)));
+    let sent = client.drain().await;
+    assert_eq!(sent[0].id, Some(ahead.at(ZERO).to_string()), "{sent:?}");
+}
