@@ -117,11 +117,6 @@ pub fn timestamp(ms: u64) -> String {
     instant.map_or_else(|| ms.to_string(), |t| t.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
 }
 
-/// A `retry:` of its own.
-pub fn encode_retry(retry_ms: u64) -> Bytes {
-    Bytes::from(format!("retry: {retry_ms}\n"))
-}
-
 /// A comment, which moves no cursor and reaches no listener.
 pub fn encode_comment(text: &'static str) -> Bytes {
     debug_assert!(!text.contains(['\r', '\n']), "a comment is one line");

@@ -19,7 +19,7 @@ mod page;
 mod tests;
 mod value;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use fred::types::Value;
@@ -40,6 +40,9 @@ use crate::log::{
     AppendRequest, Appended, ChannelInfo, ChannelList, Followed, ListQuery, Log, LogError, Page, ReadQuery,
     RefKind, Refusal, Retention, Tail, Want,
 };
+
+/// Entries that no function wrote are told about this often.
+const FOREIGN_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// How a node uses Redis.
 #[derive(Clone, Debug)]
@@ -65,7 +68,8 @@ pub struct RedisLog {
     partitions: u16,
     connections: Connections,
     floors: Vec<Mutex<StreamId>>,
-    foreign_entries: AtomicU64,
+    /// When entries that no function wrote were last told about.
+    told_of_foreign: Mutex<Option<Instant>>,
 }
 
 /// What migrating would do, or has done, in words.
@@ -95,7 +99,7 @@ impl RedisLog {
             partitions: options.partitions,
             connections,
             floors: (0..options.partitions).map(|_| Mutex::default()).collect(),
-            foreign_entries: AtomicU64::new(0),
+            told_of_foreign: Mutex::default(),
         };
         log.prepare().await?;
         Ok(log)
@@ -105,11 +109,6 @@ impl RedisLog {
     async fn prepare(&self) -> Result<(), LogError> {
         migrate::apply(self.connections.news(), &self.keys, self.partitions).await?;
         self.write_retention(&self.options.retention).await
-    }
-
-    /// Entries seen that no function wrote.
-    pub fn foreign_entries(&self) -> u64 {
-        self.foreign_entries.load(Ordering::Relaxed)
     }
 
     async fn write_retention(&self, rules: &RetentionRules) -> Result<(), LogError> {
@@ -181,9 +180,11 @@ impl RedisLog {
         Ok(results)
     }
 
-    fn count_foreign(&self, channel: &Channel, entries: usize) {
-        if entries > 0 {
-            self.foreign_entries.fetch_add(entries as u64, Ordering::Relaxed);
+    /// Tells about entries that no function wrote, but not at every read.
+    fn tell_of_foreign(&self, channel: &Channel, entries: usize) {
+        let mut told = self.told_of_foreign.lock();
+        if entries > 0 && told.is_none_or(|at| at.elapsed() > FOREIGN_TOLD_EVERY) {
+            *told = Some(Instant::now());
             tracing::warn!(%channel, entries, "the channel holds entries that were not published; headwater adopt publishes them");
         }
     }
@@ -227,7 +228,7 @@ impl Log for RedisLog {
             if decoded.page.bounds.feed_last < floor {
                 return Err(LogError::Unavailable(format!("the server's feed ends before {floor}")));
             }
-            self.count_foreign(channel, decoded.foreign);
+            self.tell_of_foreign(channel, decoded.foreign);
             match decoded.last_entry {
                 // A page of nothing but foreign entries says nothing about the end of the channel.
                 Some(last) if decoded.page.events.is_empty() && !decoded.page.exhausted => {

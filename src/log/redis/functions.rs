@@ -1,7 +1,7 @@
 //! The function libraries: their sources, and loading them where a server has none.
 //!
-//! Invariant: a library with a version in its name never changes once released (a test pins its digest); a
-//! change is a new library beside it, so that two releases work side by side.
+//! Invariant: a library with a version in its name never changes once released; a change is a new library
+//! beside it, so that two releases work side by side. A server that holds another text under that name is refused.
 
 use fred::clients::Client;
 use fred::types::Value;
@@ -19,7 +19,7 @@ pub(super) struct Library {
 }
 
 /// The libraries of layout 1.
-pub(super) const LIBRARIES: [Library; 2] = [
+static LIBRARIES: [Library; 2] = [
     Library {
         name: "headwater_v1",
         source: concat!(
@@ -44,7 +44,7 @@ impl Library {
     }
 
     /// Whether the server has exactly this library.
-    pub(super) async fn state(&self, client: &Client) -> Result<LibraryState, LogError> {
+    async fn state(&self, client: &Client) -> Result<LibraryState, LogError> {
         let args = ["LIST", "LIBRARYNAME", self.name, "WITHCODE"].map(Value::from).to_vec();
         let listed = call(client, Effect::Read, "FUNCTION", args).await?;
         let Some(library) = listed.elements().first() else {
@@ -69,28 +69,46 @@ impl Library {
 
 /// What a server holds under a library's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LibraryState {
+enum LibraryState {
     Missing,
     Loaded,
     Different,
 }
 
-/// Loads what is missing. `newest` says that no newer layout is known, so that the unversioned library is ours.
-pub(super) async fn load_missing(client: &Client, newest: bool) -> Result<(), LogError> {
+/// What has to be done with a library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Load,
+    Replace,
+}
+
+/// What loading would do. `newest` says that no newer layout is known, so that the unversioned library is ours.
+pub(super) async fn plan(client: &Client, newest: bool) -> Result<Vec<(&'static Library, Change)>, LogError> {
+    let mut changes = Vec::new();
     for library in &LIBRARIES {
         match library.state(client).await? {
-            LibraryState::Loaded => {}
-            LibraryState::Missing => library.load(client, false).await?,
-            LibraryState::Different if library.replaceable && newest => library.load(client, true).await?,
-            LibraryState::Different if library.replaceable => {}
-            LibraryState::Different => {
+            LibraryState::Missing => changes.push((library, Change::Load)),
+            LibraryState::Different if library.replaceable && newest => {
+                changes.push((library, Change::Replace));
+            }
+            LibraryState::Different if !library.replaceable => {
                 return Err(LogError::Damaged(format!(
                     "the function library {0} in Redis is not the released one; remove it with \
                      FUNCTION DELETE {0} if no broker needs it",
                     library.name
                 )));
             }
+            LibraryState::Different | LibraryState::Loaded => {}
         }
+    }
+    Ok(changes)
+}
+
+/// Loads what is missing.
+pub(super) async fn load_missing(client: &Client, newest: bool) -> Result<(), LogError> {
+    for (library, change) in plan(client, newest).await? {
+        library.load(client, change == Change::Replace).await?;
+        tracing::info!(library = library.name, "a function library was loaded");
     }
     Ok(())
 }

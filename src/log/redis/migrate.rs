@@ -10,7 +10,7 @@ use fred::types::Value;
 use ulid::Ulid;
 
 use super::connection::{Effect, call};
-use super::functions::{self, LIBRARIES, LibraryState, fcall};
+use super::functions::{self, Change, fcall};
 use super::keys::Keys;
 use super::value::Reply;
 use crate::id::{Partition, StreamId};
@@ -52,12 +52,9 @@ pub(super) async fn plan(client: &Client, keys: &Keys, partitions: u16) -> Resul
     let meta = read_meta(client, keys).await?;
     check_known(meta, partitions)?;
     let mut steps = Vec::new();
-    for library in &LIBRARIES {
-        match library.state(client).await? {
-            LibraryState::Loaded => {}
-            LibraryState::Missing => steps.push(format!("load the function library {}", library.name)),
-            LibraryState::Different => steps.push(format!("replace the function library {}", library.name)),
-        }
+    for (library, change) in functions::plan(client, true).await? {
+        let verb = if change == Change::Load { "load" } else { "replace" };
+        steps.push(format!("{verb} the function library {}", library.name));
     }
     if meta.is_none() {
         steps.push(format!("create the feeds of {partitions} partition(s)"));
