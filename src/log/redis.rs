@@ -245,7 +245,8 @@ impl Log for RedisLog {
 
     async fn follow(&self, partition: Partition, watermark: StreamId) -> Result<Followed, LogError> {
         let follower = self.connections.follower(partition);
-        match feed::follow(follower, &self.keys, partition, watermark).await? {
+        let floor = self.floor(partition);
+        match feed::follow(follower, &self.keys, partition, watermark, floor).await? {
             Found::Refs(refs) => {
                 self.raise_floor(partition, refs.last().map(|r| r.id).unwrap_or_default());
                 if refs.iter().any(|r| r.kind == RefKind::Epoch) {
@@ -279,8 +280,11 @@ impl Log for RedisLog {
     }
 
     async fn reset(&self, partition: Partition, watermark: StreamId) -> Result<Tail, LogError> {
-        let args =
-            || vec![Value::from(watermark.to_string()), Value::from(self.floor(partition).to_string())];
+        // Lost is also what only a receipt told this node of.
+        let args = || {
+            let floor = self.floor(partition);
+            [watermark.max(floor), floor].map(|id| Value::from(id.to_string())).to_vec()
+        };
         let feed = self.keys.feed(partition);
         let reply = fcall(self.connections.news(), Effect::Write, "headwater_reset_v1", &feed, args).await?;
         self.prepare().await?;

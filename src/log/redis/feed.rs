@@ -35,12 +35,14 @@ pub(super) enum Found {
     RolledBack,
 }
 
-/// Waits up to [`BLOCK`] for refs after `watermark`.
+/// Waits up to [`BLOCK`] for refs after `watermark`. `floor` is the highest id that this node was told before, which
+/// the history must hold too.
 pub(super) async fn follow(
     follower: &Follower,
     keys: &Keys,
     partition: Partition,
     watermark: StreamId,
+    floor: StreamId,
 ) -> Result<Found, LogError> {
     let feed = &keys.feed(partition);
     let client = follower.client();
@@ -60,23 +62,25 @@ pub(super) async fn follow(
         .last()
         .is_none_or(|last| refs.len() == REFS_MAX || last.id.ms() > watermark.ms() + VERIFY_AFTER_MS);
     if may_have_hole || follower.is_unverified() {
-        if let Some(loss) = find_loss(client, keys, partition, watermark).await? {
-            return Ok(loss);
+        for known in [Some(watermark), (floor > watermark).then_some(floor)].into_iter().flatten() {
+            if let Some(loss) = find_loss(client, keys, partition, known).await? {
+                return Ok(loss);
+            }
         }
         follower.verified();
     }
     Ok(Found::Refs(refs))
 }
 
-/// Whether refs after `watermark` may be missing, and why. A watermark that is gone but lies below an epoch is no
-/// loss that nobody knows of: the refs that follow tell.
+/// Whether refs after `known`, which this node has seen, may be missing, and why. An id that is gone but lies below
+/// an epoch is no loss that nobody knows of: the refs that follow tell.
 async fn find_loss(
     client: &Client,
     keys: &Keys,
     partition: Partition,
-    watermark: StreamId,
+    known: StreamId,
 ) -> Result<Option<Found>, LogError> {
-    let (feed, id) = (keys.feed(partition), watermark.to_string());
+    let (feed, id) = (keys.feed(partition), known.to_string());
     let args = [feed.as_str(), &id, &id].map(Value::from).to_vec();
     if !call(client, Effect::Read, "XRANGE", args).await?.elements().is_empty() {
         return Ok(None);
@@ -86,12 +90,12 @@ async fn find_loss(
     let Some(first) = oldest.elements().first().and_then(entry_id) else {
         return Ok(Some(Found::RolledBack));
     };
-    if first > watermark {
+    if first > known {
         return Ok(Some(Found::Trimmed));
     }
     let args = [keys.state(partition), "epoch".to_owned()].map(Value::from).to_vec();
     let epoch = call(client, Effect::Read, "HGET", args).await?.stream_id();
-    Ok(epoch.is_none_or(|epoch| epoch <= watermark).then_some(Found::RolledBack))
+    Ok(epoch.is_none_or(|epoch| epoch <= known).then_some(Found::RolledBack))
 }
 
 /// Reads the events that refs announced; per want those after `after` up to `through`, in order.

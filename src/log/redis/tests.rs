@@ -100,3 +100,19 @@ mod five_partitions {
     use super::*;
     conformance::suite!(Redis<5>);
 }
+
+/// Seen to fail when only the watermark is looked for.
+#[tokio::test]
+async fn a_receipt_that_history_no_longer_holds_is_a_rollback_though_the_watermark_is_there() {
+    let redis = Redis::<1>::open().await;
+    let (log, name, partition) = (&redis.log, conformance::channel("a"), Partition(0));
+    let watermark = conformance::append_text(log, &name, "seen").await;
+    let lost = conformance::append_text(log, &name, "only acknowledged").await;
+    let args = [log.keys.feed(partition), lost.to_string()].map(Value::from).to_vec();
+    call(log.connections.news(), Effect::Write, "XDEL", args).await.unwrap();
+    let rolled_back =
+        async { while log.follow(partition, watermark).await.unwrap() != Followed::RolledBack {} };
+    tokio::time::timeout(conformance::DEADLINE, rolled_back).await.expect("the follower learns of it");
+    let tail = log.reset(partition, watermark).await.unwrap();
+    assert!(tail.epoch > lost, "{tail:?} begins above {lost}");
+}
