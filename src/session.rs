@@ -124,6 +124,8 @@ pub struct Session {
     /// Present while some channel is served from the log.
     replay: Option<Box<Replay>>,
     phase: Phase,
+    /// A gap was told and no position since: the client would come back to the same gap.
+    owes_position: bool,
     quiet_since: Instant,
     ends_at: Option<Instant>,
 }
@@ -193,9 +195,9 @@ struct ReplaySub {
 }
 
 impl ReplaySub {
-    /// A gap has been told: what is left after `position` follows.
-    fn restart(&mut self, position: StreamId) {
-        *self = Self { from: position, due: Due::WhatIsLeft, known_purge: position, head: None };
+    /// A gap has been told when history reached `told`: what is left after `position` follows.
+    fn restart(&mut self, position: StreamId, told: StreamId) {
+        *self = Self { from: position, due: Due::WhatIsLeft(told), known_purge: position, head: None };
     }
 }
 
@@ -205,8 +207,9 @@ enum Due {
     /// Nothing: whether it is whole has to be proven.
     #[default]
     Unproven,
-    /// The subscriber asked for what is left, or was told that the rest is gone.
-    WhatIsLeft,
+    /// The subscriber asked for what is left, or was told that the rest is gone: what was lost up to here need not
+    /// be told, what is lost after it must be.
+    WhatIsLeft(StreamId),
     /// This event follows.
     Event(StreamId),
 }
@@ -240,6 +243,7 @@ impl Session {
             subs,
             replay: None,
             phase: Phase::Open,
+            owes_position: false,
             quiet_since: now.instant,
             ends_at,
         };
@@ -261,8 +265,11 @@ impl Session {
         }
         let advance =
             if self.is_reading() { Advance::default() } else { self.advance_until_something(now, batch) };
-        if batch.is_empty() && now.instant >= self.heartbeat_at() {
-            batch.push(self.heartbeat(!advance.progressed && advance.requests.is_empty(), now));
+        if batch.is_empty() {
+            let caught_up = !advance.progressed && advance.requests.is_empty() && !self.is_reading();
+            if now.instant >= self.heartbeat_at() || (caught_up && self.owes_position) {
+                batch.push(self.heartbeat(caught_up, now));
+            }
         }
         if !batch.is_empty() {
             self.quiet_since = now.instant;
@@ -400,11 +407,12 @@ impl Session {
 
     /// Only a session that has delivered everything may move its client's cursor; before `connected` nothing
     /// but a comment may be sent.
-    fn heartbeat(&self, caught_up: bool, now: Now) -> Bytes {
+    fn heartbeat(&mut self, caught_up: bool, now: Now) -> Bytes {
+        self.owes_position &= !caught_up;
         if self.options.comment_heartbeats || matches!(self.phase, Phase::Opening(_)) {
             return sse::encode_comment("heartbeat");
         }
-        let cursor = self.cursor(0).filter(|_| caught_up && !self.is_reading());
+        let cursor = self.cursor(0).filter(|_| caught_up);
         sse::encode_heartbeat(cursor.as_ref(), now.unix_ms)
     }
 

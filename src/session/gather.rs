@@ -48,7 +48,8 @@ impl Session {
             let marks = self.hub.marks(self.slots[slot].partition);
             if marks.epoch > self.slots[slot].position.max(self.slots[slot].known_epoch) {
                 let now = self.hub.latest(self.slots[slot].partition);
-                self.reset_slot(slot, if self.is_opening() { now } else { marks.epoch }, gaps);
+                let position = if self.is_opening() { now } else { marks.epoch };
+                self.reset_slot(slot, position, marks.watermark, gaps);
             }
             let mut gathered = Gathered {
                 frames: Vec::new(),
@@ -88,7 +89,7 @@ impl Session {
             let position = self.due_after(sub);
             let sight = topic.look(position, watermark, RUN_FRAMES_MAX);
             if sight.purged > position.max(self.known(sub).purge) {
-                self.purged(sub, position, sight.purged, gaps);
+                self.purged(sub, position, sight.purged, watermark, gaps);
                 continue;
             }
             if let Some(run) = sight.run
@@ -100,14 +101,15 @@ impl Session {
             match self.judge(sub, &page, position) {
                 Proof::Complete => {}
                 Proof::Trimmed => {
-                    Self::tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
+                    self.tell_gap(&topic, position, page.next_after(position), GapReason::Trimmed, gaps);
                 }
                 Proof::Reset if page.bounds.began_anew(position, self.known(sub)) => {
-                    self.reset_slot(slot, self.reset_target(&page.bounds, position), gaps);
+                    let target = self.reset_target(&page.bounds, position);
+                    self.reset_slot(slot, target, page.bounds.feed_last, gaps);
                     return Source::Reset;
                 }
                 Proof::Reset => {
-                    self.purged(sub, position, page.bounds.purged, gaps);
+                    self.purged(sub, position, page.bounds.purged, page.bounds.feed_last, gaps);
                     continue;
                 }
             }
@@ -158,9 +160,11 @@ impl Session {
             return Proof::Reset;
         }
         let state = self.replay.as_ref().map(|replay| &replay.subs[sub]).filter(|sub| sub.from == position);
+        let (next, feed_last) = (page.next_after(position), page.bounds.feed_last);
         match state.map_or(Due::Unproven, |sub| sub.due) {
-            Due::WhatIsLeft => Proof::Complete,
-            Due::Event(id) if page.next_after(position) == Some(id) => Proof::Complete,
+            Due::WhatIsLeft(told) if told >= next.unwrap_or(feed_last) => Proof::Complete,
+            Due::WhatIsLeft(told) => page.bounds.prove(position.max(told), known),
+            Due::Event(id) if next == Some(id) => Proof::Complete,
             Due::Event(_) | Due::Unproven => page.bounds.prove(position, known),
         }
     }
@@ -184,20 +188,21 @@ impl Session {
         state.from
     }
 
-    fn purged(&mut self, sub: usize, position: StreamId, marker: StreamId, gaps: &mut Batch) {
+    fn purged(&mut self, sub: usize, position: StreamId, marker: StreamId, told: StreamId, gaps: &mut Batch) {
         let topic = Arc::clone(&self.subs[sub].joined.topic);
-        Self::tell_gap(&topic, position, None, GapReason::Reset, gaps);
-        self.replay_mut().subs[sub].restart(marker);
+        self.tell_gap(&topic, position, None, GapReason::Reset, gaps);
+        self.replay_mut().subs[sub].restart(marker, marker.max(told));
     }
 
-    /// The partition's history was lost: all its channels go on from `position`, with what is left after it.
-    fn reset_slot(&mut self, slot: usize, position: StreamId, gaps: &mut Batch) {
+    /// The partition's history was lost: all its channels go on from `position`, with what is left after it. This
+    /// is told when history reaches `told`.
+    fn reset_slot(&mut self, slot: usize, position: StreamId, told: StreamId, gaps: &mut Batch) {
         let after = self.slots[slot].position;
         for sub in 0..self.subs.len() {
             if usize::from(self.subs[sub].slot) == slot {
                 let topic = Arc::clone(&self.subs[sub].joined.topic);
-                Self::tell_gap(&topic, after, None, GapReason::Reset, gaps);
-                self.replay_mut().subs[sub].restart(position);
+                self.tell_gap(&topic, after, None, GapReason::Reset, gaps);
+                self.replay_mut().subs[sub].restart(position, position.max(told));
             }
         }
         let slot = &mut self.slots[slot];
@@ -205,12 +210,14 @@ impl Session {
     }
 
     fn tell_gap(
+        &mut self,
         topic: &Topic,
         after: StreamId,
         oldest: Option<StreamId>,
         reason: GapReason,
         gaps: &mut Batch,
     ) {
+        self.owes_position = true;
         let at = |id: StreamId| id.at(topic.partition());
         gaps.push(sse::encode_gap(Some(topic.channel()), Some(at(after)), oldest.map(at), reason));
     }

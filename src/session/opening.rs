@@ -74,7 +74,7 @@ impl Session {
         for sub in 0..self.subs.len() {
             if self.slots[usize::from(self.subs[sub].slot)].known_epoch == StreamId::MAX {
                 let state = &mut self.replay_mut().subs[sub];
-                (state.due, state.known_purge) = (Due::WhatIsLeft, StreamId::MAX);
+                (state.due, state.known_purge) = (Due::WhatIsLeft(StreamId::MAX), StreamId::MAX);
             }
         }
         match start {

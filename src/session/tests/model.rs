@@ -1,11 +1,13 @@
 //! Sessions against a model: random worlds in which everything that may happen to a subscriber happens in
 //! any order, and a bookkeeper who knows what each one must be told.
 //!
-//! A world publishes, purges, lets events age and be trimmed, holds the tailer open between look and release,
-//! keeps tiny rings and pages, and lets clients lose their connections, and the end of what was under way on
+//! A world publishes, purges, begins history anew, lets events age and be trimmed, holds the tailer open between look
+//! and release, keeps tiny rings and pages, and lets clients lose their connections, and the end of what was under way on
 //! them, and come back with the last id that they saw. The book says, per connection: ids strictly increase;
 //! what came is what was published to its channels between its first and its last id, less what a `gap` named
-//! and the log really lost; and a world that loses nothing hears of no gap.
+//! and the log really lost, or what lies before a new beginning; and a world that loses nothing hears of no gap.
+//! Broken to see it fail: a session that keeps its position at a new epoch, one that takes a trimmed page for
+//! complete, and a ring that is given a frame after the watermark has moved.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +50,9 @@ struct World {
     /// Newest marker by channel.
     purged: BTreeMap<usize, StreamId>,
     may_purge: bool,
+    /// Beginnings of history, as after rollbacks that another node noticed.
+    epochs: Vec<StreamId>,
+    may_reset: bool,
     tailer: Turn,
     /// What sessions take for the time; a failed read is due again with every step.
     instant: Instant,
@@ -118,6 +123,8 @@ impl World {
             published: Vec::new(),
             purged: BTreeMap::new(),
             may_purge: rng.random_bool(0.4),
+            epochs: Vec::new(),
+            may_reset: rng.random_bool(0.3),
             tailer: Turn::Idle,
             instant: Instant::now(),
             clients: (0..CLIENTS).map(|_| Reader::default()).collect(),
@@ -127,7 +134,7 @@ impl World {
 
     fn loses_nothing(&self) -> bool {
         let Retention { max_length, max_age } = self.node.retention;
-        max_length.is_none() && max_age.is_none() && !self.may_purge
+        max_length.is_none() && max_age.is_none() && !self.may_purge && !self.may_reset
     }
 
     async fn run(mut self) -> (usize, usize) {
@@ -136,7 +143,8 @@ impl World {
                 0..14 => self.publish().await,
                 14..34 => self.tail().await,
                 34 if self.may_purge => self.purge().await,
-                35..38 => {
+                35 if self.may_reset => self.reset().await,
+                36..39 => {
                     let by = self.rng.random_range(1..3_000);
                     self.now_ms.fetch_add(by, Ordering::SeqCst);
                 }
@@ -190,6 +198,13 @@ impl World {
         let name = Channel::parse_stored(CHANNELS[channel]).unwrap();
         self.node.log.purge(&name, &self.node.retention).await.unwrap();
         self.purged.insert(channel, self.node.log.tail(ZERO).await.unwrap().last);
+    }
+
+    /// History begins anew; what lay before may or may not be left.
+    async fn reset(&mut self) {
+        let last = self.node.log.tail(ZERO).await.unwrap().last;
+        let seen = StreamId::new(last.ms() + 1, 0).unwrap();
+        self.epochs.push(self.node.log.reset(ZERO, seen).await.unwrap().epoch);
     }
 
     /// One step of the tailer, which may stop for a while after each.
@@ -309,7 +324,9 @@ impl World {
         match (block.event.as_str(), id) {
             ("connected", Some(id)) => {
                 assert!(connection.from.is_none(), "connected comes first and once");
-                assert!(reader.cursor.is_none_or(|cursor| cursor == id), "it starts elsewhere: {block:?}");
+                let began_between = |cursor| self.epochs.iter().any(|epoch| *epoch > cursor && *epoch <= id);
+                let expected = |cursor| cursor == id || began_between(cursor);
+                assert!(reader.cursor.is_none_or(expected), "it starts elsewhere: {block:?}");
                 connection.from = Some(id);
             }
             ("message", Some(id)) => {
@@ -351,6 +368,12 @@ impl World {
         match gap["reason"].as_str() {
             Some("trimmed") => {
                 assert!(max_length.or(max_age.map(|_| 0)).is_some(), "nothing is trimmed here");
+            }
+            Some("reset") if self.epochs.last().is_some_and(|epoch| *epoch > told_after) => {
+                let epoch = *self.epochs.last().expect("there is one");
+                let before = |entry: &&Entry| entry.channel == channel && entry.id < epoch;
+                let before = self.published.iter().filter(before).map(|entry| entry.id);
+                self.clients[client].connection.as_mut().expect("connected").excused.extend(before);
             }
             Some("reset") => assert!(self.purged[&channel] > told_after, "{gap}: it was not purged since"),
             _ => panic!("{gap}"),
