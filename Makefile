@@ -31,6 +31,10 @@ lint: ## Check format and lints; warnings are errors
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
+.PHONY: chaos
+chaos: setup ## Break things for a long time: two nodes, their networks and their Redis
+	HEADWATER_CHAOS_FAULTS=$${HEADWATER_CHAOS_FAULTS:-200} $(CARGO) test --locked --test it chaos:: -- --nocapture
+
 .PHONY: bench
 bench: ## Measure the hot functions
 	$(CARGO) bench --locked

@@ -11,6 +11,8 @@ mod support;
 #[cfg(test)]
 mod browser;
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod contract_control;

@@ -145,6 +145,16 @@ impl Broker {
         kill_process(self.process.pid(), Signal::TERM).expect("the broker takes signals");
     }
 
+    /// Freezes the process: its sockets stay open and nothing moves.
+    pub(crate) fn pause(&self) {
+        kill_process(self.process.pid(), Signal::STOP).expect("the broker takes signals");
+    }
+
+    /// Ends [`Broker::pause`].
+    pub(crate) fn resume(&self) {
+        kill_process(self.process.pid(), Signal::CONT).expect("the broker takes signals");
+    }
+
     /// Waits until it has ended by itself.
     pub(crate) async fn exit_status(&mut self) -> ExitStatus {
         until("the broker exits", async || {

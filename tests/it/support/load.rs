@@ -23,9 +23,13 @@ const FENCE: &str = "fence";
 /// A restless reader loses its connection within this many bytes of the body, often before the first event.
 const CUT_BYTES_MAX: usize = 6_000;
 
+/// A node that is frozen answers nothing: how long a writer waits before it asks again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Writers at work; they stop when this is dropped.
 pub(crate) struct Writers {
     tasks: JoinSet<()>,
+    stop: CancellationToken,
     ledger: Arc<Ledger>,
 }
 
@@ -38,19 +42,32 @@ impl Writers {
         (writers, events): (usize, usize),
         rng: &mut StdRng,
     ) -> Self {
-        let (ledger, mut tasks) = (Arc::new(Ledger::default()), JoinSet::new());
+        let (ledger, mut tasks, stop) =
+            (Arc::new(Ledger::default()), JoinSet::new(), CancellationToken::new());
         for writer in 0..writers {
             let node = Http::new(nodes[writer % nodes.len()]);
             let channels: Vec<String> = channels.iter().map(ToString::to_string).collect();
             let (rng, ledger) = (StdRng::seed_from_u64(rng.random()), ledger.clone());
-            tasks.spawn(write(writer, node, channels, events, rng, ledger));
+            let writing = write(writer, node, channels, events, rng, ledger, stop.clone());
+            tasks.spawn(writing);
         }
-        Self { tasks, ledger }
+        Self { tasks, stop, ledger }
     }
 
     /// How many events were acknowledged so far.
     pub(crate) fn acknowledged(&self) -> usize {
         self.ledger.acknowledged()
+    }
+
+    /// What was acknowledged so far.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Ends them before they have done their work, each after the publish that is under way.
+    pub(crate) async fn stop(self) -> Arc<Ledger> {
+        self.stop.cancel();
+        self.done().await
     }
 
     /// Waits until each has done its work; a writer that failed fails the test.
@@ -72,9 +89,10 @@ async fn write(
     events: usize,
     mut rng: StdRng,
     ledger: Arc<Ledger>,
+    stop: CancellationToken,
 ) {
     let mut number = 0;
-    while number < events {
+    while number < events && !stop.is_cancelled() {
         let batch = if rng.random_bool(0.3) { rng.random_range(2..8) } else { 1 };
         let items: Vec<(String, String)> = (0..batch)
             .map(|item| {
@@ -86,12 +104,16 @@ async fn write(
             .collect();
         number += batch;
         note(publish(&node, &items).await, &items, &ledger);
-        let wait = Wait::until("the broker answers again");
-        while !node.try_send(Method::GET, "/healthz", &[], "").await.is_ok_and(|answer| answer.status == 200)
-        {
+        let wait = Wait::until("the broker and its store answer again");
+        while !is_whole(&node).await {
             wait.again().await;
         }
     }
+}
+
+async fn is_whole(node: &Http) -> bool {
+    let asked = tokio::time::timeout(PATIENCE, node.try_send(Method::GET, "/readyz?strict=1", &[], ""));
+    matches!(asked.await, Ok(Ok(answer)) if answer.status == 200)
 }
 
 async fn publish(node: &Http, items: &[(String, String)]) -> Result<Answer, reqwest::Error> {
@@ -175,19 +197,36 @@ impl Fleet {
 
     /// Lets each reader catch up with all that was published, and proves that it got exactly what the log holds, which
     /// is what the writers were told. Answers how many events were received in total.
-    pub(crate) async fn prove(mut self, ledger: &Ledger, log: &[Stored], fence: &str) -> usize {
-        let written: Vec<Stored> = log.iter().filter(|event| event.channel != FENCE).cloned().collect();
-        ledger.check(&written).unwrap_or_else(|why| panic!("{why}"));
+    pub(crate) async fn prove(self, ledger: &Ledger, log: &[Stored], fence: &str) -> usize {
+        ledger.check(&without_fences(log)).unwrap_or_else(|why| panic!("{why}"));
+        let recorders = self.caught_up(fence).await;
+        for recorder in &recorders {
+            recorder.check(log, &[]).unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!(recorder.gaps(), [""; 0], "nothing was lost, so nothing may be called lost");
+        }
+        recorders.iter().map(Recorder::received).sum()
+    }
+
+    /// [`Fleet::prove`] where the store was made to lose history: `lost` are events that were acknowledged. Answers
+    /// how many gaps were announced, each a reset.
+    pub(crate) async fn prove_but_for(self, lost: &[Stored], log: &[Stored], fence: &str) -> usize {
+        let recorders = self.caught_up(fence).await;
+        for recorder in &recorders {
+            recorder.check(log, lost).unwrap_or_else(|why| panic!("{why}"));
+            assert!(recorder.gaps().iter().all(|reason| *reason == "reset"), "{:?}", recorder.gaps());
+        }
+        recorders.iter().map(|recorder| recorder.gaps().len()).sum()
+    }
+
+    async fn caught_up(mut self, fence: &str) -> Vec<Recorder> {
         self.stop.cancel();
-        let mut received = 0;
+        let mut recorders = Vec::new();
         while let Some(reader) = self.tasks.join_next().await {
             let mut reader = reader.expect("a reader does not fail");
             reader.catch_up(fence).await;
-            reader.recorder.check(log).unwrap_or_else(|why| panic!("{why}"));
-            assert_eq!(reader.recorder.gaps(), 0, "nothing was trimmed, so nothing may be called lost");
-            received += reader.recorder.received();
+            recorders.push(reader.recorder);
         }
-        received
+        recorders
     }
 }
 
@@ -206,8 +245,8 @@ impl Reader {
         let wait = Wait::until("a node takes the connection");
         let mut stream = loop {
             // A node that was killed answers nothing.
-            match subscribe.try_open(node).await {
-                Ok(stream) if stream.status == 200 => break stream,
+            match tokio::time::timeout(PATIENCE, subscribe.try_open(node)).await {
+                Ok(Ok(stream)) if stream.status == 200 => break stream,
                 _ => wait.again().await,
             }
         };
@@ -231,6 +270,11 @@ impl Reader {
             self.recorder.take(&event);
         }
     }
+}
+
+/// What the test itself wrote.
+pub(crate) fn without_fences(log: &[Stored]) -> Vec<Stored> {
+    log.iter().filter(|event| event.channel != FENCE).cloned().collect()
 }
 
 /// Publishes a last event, the fence, and answers everything that the log holds of `channels` up to it, in order

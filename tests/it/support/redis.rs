@@ -16,6 +16,12 @@ use super::until::until;
 /// How often a port that another process took first is replaced by a new one.
 const PORT_TRIES: usize = 10;
 
+/// Where a server without an append-only file keeps its data.
+const DUMP: &str = "dump.rdb";
+
+/// The data of a server at one moment.
+pub(crate) struct Snapshot(Vec<u8>);
+
 /// A running server; it ends when this is dropped.
 pub(crate) struct Redis {
     port: u16,
@@ -74,6 +80,19 @@ impl Redis {
     pub(crate) async fn restart(&self) {
         *self.child.lock() = launch(self.port, &self.dir, &self.options);
         assert!(self.answers().await, "redis-server did not come back on port {}", self.port);
+    }
+
+    /// What the server holds now, functions included, for [`Redis::restore`].
+    pub(crate) async fn snapshot(&self) -> Snapshot {
+        self.command(&["SAVE"]).await;
+        Snapshot(std::fs::read(self.dir.path().join(DUMP)).expect("SAVE wrote a file"))
+    }
+
+    /// Ends the server without warning and starts it with what it held at that moment: the rest of history is lost.
+    pub(crate) async fn restore(&self, snapshot: &Snapshot) {
+        self.kill9();
+        std::fs::write(self.dir.path().join(DUMP), &snapshot.0).expect("the directory takes a file");
+        self.restart().await;
     }
 
     /// Freezes the server: its connections stay open and nothing answers.
