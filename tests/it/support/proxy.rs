@@ -40,9 +40,11 @@ pub(crate) struct Proxy {
     _tasks: JoinSet<()>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 struct Network {
     mode: Mode,
+    /// Where new connections lead.
+    port: u16,
     /// Connections of an earlier generation are cut.
     generation: u64,
 }
@@ -52,10 +54,10 @@ impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free loopback port");
         let addr = listener.local_addr().expect("a bound socket has an address");
-        let (network, watching) = watch::channel(Network { mode: Mode::Pass, generation: 0 });
+        let (network, watching) = watch::channel(Network { mode: Mode::Pass, port, generation: 0 });
         let answers_lost = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, port, watching, answers_lost.clone()));
+        tasks.spawn(accept(listener, watching, answers_lost.clone()));
         Self { addr, network, answers_lost, _tasks: tasks }
     }
 
@@ -74,6 +76,12 @@ impl Proxy {
         self.network.send_modify(|network| network.mode = mode);
     }
 
+    /// Leads to another server from now on, as an address that moves at a failover; open connections are cut.
+    pub(crate) fn lead_to(&self, port: u16) {
+        self.network
+            .send_modify(|network| (network.port, network.generation) = (port, network.generation + 1));
+    }
+
     /// Closes every open connection; what was under way is lost.
     pub(crate) fn cut(&self) {
         self.network.send_modify(|network| network.generation += 1);
@@ -85,19 +93,19 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
+async fn accept(listener: TcpListener, network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
         if network.borrow().mode != Mode::Refuse {
-            connections.spawn(connect(client, port, network.clone(), lost.clone()));
+            connections.spawn(connect(client, network.clone(), lost.clone()));
         }
     }
 }
 
-async fn connect(client: TcpStream, port: u16, mut network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
-    let generation = network.borrow().generation;
+async fn connect(client: TcpStream, mut network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
+    let Network { port, generation, .. } = *network.borrow();
     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let requests = pump(from_client, to_server, network.clone(), None);
