@@ -41,6 +41,8 @@ mod overload;
 #[cfg(test)]
 mod proxy_cut;
 #[cfg(test)]
+mod redis_refuses;
+#[cfg(test)]
 mod redis_view;
 #[cfg(test)]
 mod resume;
