@@ -36,7 +36,7 @@ pub(super) async fn history(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let partition = channel.partition(app.hub.partitions());
-    let query = Query::parse(query.as_deref());
+    let query = Query::parse(query.as_deref())?;
     let ascending = match query.first("order") {
         None | Some("asc") => true,
         Some("desc") => false,
@@ -107,7 +107,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(query.as_deref());
+    let query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 1..=LIST_LIMIT_MAX)?.unwrap_or(LIST_LIMIT_DEFAULT);
     let list = app
         .log
@@ -194,7 +194,7 @@ pub(super) async fn readyz(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let strict = Query::parse(query.as_deref()).switch("strict")?;
+    let strict = Query::parse(query.as_deref())?.switch("strict")?;
     let not_ready = |reason: &str| {
         json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "not_ready", "reason": reason}))
     };
