@@ -23,7 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -178,9 +178,11 @@ impl<S: Send + Sync> FromRequestParts<S> for ChannelPath {
     }
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response {
-    // The line break is for people at a terminal.
-    let mut response = (status, format!("{body}\n")).into_response();
+fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
+    let mut body = serde_json::to_string(body).expect("answers have string keys and checked JSON");
+    // For people at a terminal.
+    body.push('\n');
+    let mut response = (status, body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -250,6 +250,10 @@ const REFUSED_VALUES: &[(&str, &str)] = &[
         "publish.batch_bytes_max: must be at least publish.event_bytes_max (262144)",
     ),
     ("[publish]\nidempotency_window = '25h'", "publish.idempotency_window: must lie between 100ms and 1day"),
+    (
+        "[embedded]\ndata_dir = ''",
+        "embedded.data_dir: is empty; name a directory, \".\" for the one you are in",
+    ),
     ("[limits]\nconnections_max = 0", "limits.connections_max: must lie between 1 and 100000000, not 0"),
     (
         "[cors]\nallowed_origins = ['https://a/']",

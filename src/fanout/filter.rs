@@ -64,7 +64,8 @@ impl Filter {
 
 impl Wanted {
     fn accepts(&self, raw: &RawValue) -> bool {
-        let Ok(value) = serde_json::from_str::<Value>(raw.get()) else { return true };
+        // What a `Value` cannot hold, such as 1e400, no filter can name.
+        let Ok(value) = serde_json::from_str::<Value>(raw.get()) else { return false };
         match self {
             Self::Value(wanted) => equal(wanted, &value),
             Self::OneOf(wanted) => wanted.iter().any(|wanted| equal(wanted, &value)),
@@ -157,6 +158,8 @@ mod tests {
             r#"{"mag":"1"}"#,
             r#"{"net":["ci"]}"#,
             r#"{"net":null}"#,
+            r#"{"mag":1e400}"#,
+            r#"{"mag":"\ud800"}"#,
         ] {
             assert!(!passes(filter, json), "{json}");
         }

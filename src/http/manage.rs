@@ -7,6 +7,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::future::ready;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::problem::{Code, Problem};
@@ -34,7 +36,7 @@ pub(super) async fn history(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let partition = channel.partition(app.hub.partitions());
-    let query = Query::parse(query.as_deref());
+    let query = Query::parse(query.as_deref())?;
     let ascending = match query.first("order") {
         None | Some("asc") => true,
         Some("desc") => false,
@@ -51,8 +53,39 @@ pub(super) async fn history(
     };
     let page = app.log.read(&channel, &read).await?;
     let next = page.events.last().filter(|_| !page.exhausted).map(|event| event.id.at(partition).to_string());
-    let events: Vec<Value> = page.events.iter().map(|event| describe(event, &channel, partition)).collect();
-    Ok(json_response(StatusCode::OK, &json!({"events": events, "next": next})))
+    let events = page.events.iter().map(|event| Described::new(event, &channel, partition)).collect();
+    Ok(json_response(StatusCode::OK, &History { events, next }))
+}
+
+/// The answer of [`history`]. Data goes out as the JSON that it is: as a [`Value`] it would lose digits and
+/// repeated keys, and what a `Value` cannot hold, such as `1e400`, could not be shown.
+#[derive(Serialize)]
+struct History<'a> {
+    events: Vec<Described<'a>>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Described<'a> {
+    id: String,
+    stream_id: String,
+    channel: &'a str,
+    event: &'a str,
+    data: Box<RawValue>,
+    timestamp: String,
+}
+
+impl<'a> Described<'a> {
+    fn new(event: &'a Event, channel: &'a Channel, partition: Partition) -> Self {
+        Self {
+            id: event.id.at(partition).to_string(),
+            stream_id: event.id.to_string(),
+            channel: sse::public_name(channel),
+            event: event.draft.kind.as_str(),
+            data: event.draft.data.to_json(),
+            timestamp: sse::timestamp(event.id.ms()),
+        }
+    }
 }
 
 fn position(app: &App, query: &Query, name: &str, partition: Partition) -> Result<Option<StreamId>, Problem> {
@@ -69,23 +102,12 @@ fn position(app: &App, query: &Query, name: &str, partition: Partition) -> Resul
     Ok(Some(id.stream_id()))
 }
 
-fn describe(event: &Event, channel: &Channel, partition: Partition) -> Value {
-    json!({
-        "id": event.id.at(partition).to_string(),
-        "stream_id": event.id.to_string(),
-        "channel": sse::public_name(channel),
-        "event": event.draft.kind.as_str(),
-        "data": event.draft.data.to_json(),
-        "timestamp": sse::timestamp(event.id.ms()),
-    })
-}
-
 /// `GET /channels`.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(query.as_deref());
+    let query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 1..=LIST_LIMIT_MAX)?.unwrap_or(LIST_LIMIT_DEFAULT);
     let list = app
         .log
@@ -172,7 +194,7 @@ pub(super) async fn readyz(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let strict = Query::parse(query.as_deref()).switch("strict")?;
+    let strict = Query::parse(query.as_deref())?.switch("strict")?;
     let not_ready = |reason: &str| {
         json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "not_ready", "reason": reason}))
     };

@@ -64,7 +64,7 @@ pub(super) async fn publish_to_channel(
         }
         Media::Raw => {
             let body = read_body(body, event_bytes_max, Code::DataTooLarge).await?;
-            raw_item(channel, &body, Query::parse(query.as_deref()).first("event"), key, &limits)?
+            raw_item(channel, &body, Query::parse(query.as_deref())?.first("event"), key, &limits)?
         }
         Media::Ndjson => {
             let detail = "application/x-ndjson goes to POST /events, where every line names its channel";

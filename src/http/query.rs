@@ -1,13 +1,31 @@
 //! Query strings: repeated parameters, as they were sent.
+//!
+//! Invariant: a value is what was sent, to the last character: bytes that are no UTF-8 are refused, because with
+//! a replacement they would name something else. Only a cursor may be anything, as a bad one is no error.
+
+use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
+
+/// Where a cursor may stand, weakest last.
+pub(super) const CURSOR_PARAMETERS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
 /// The parameters of a request in their order.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub(super) fn parse(query: Option<&str>) -> Self {
-        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+    pub(super) fn parse(query: Option<&str>) -> Result<Self, Problem> {
+        let mut parameters = Vec::new();
+        for pair in query.unwrap_or_default().split('&') {
+            let is_utf8 = percent_decode_str(pair).decode_utf8().is_ok();
+            for (name, value) in form_urlencoded::parse(pair.as_bytes()).into_owned() {
+                if !is_utf8 && !CURSOR_PARAMETERS.contains(&name.as_str()) {
+                    return Err(Problem::query(&name, "not percent-encoded UTF-8"));
+                }
+                parameters.push((name, value));
+            }
+        }
+        Ok(Self(parameters))
     }
 
     /// All values of a parameter.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use ulid::Ulid;
 
 use super::problem::{Code, Problem};
-use super::query::Query;
+use super::query::{CURSOR_PARAMETERS, Query};
 use super::stream::{StreamBody, now};
 use super::{App, json_response};
 use crate::channel::Channel;
@@ -27,8 +27,6 @@ use crate::sse::{ClosingReason, encode_closing};
 const REWIND_MAX: u32 = 100;
 const METADATA_BYTES_MAX: usize = 1024;
 const USER_BYTES_MAX: usize = 200;
-/// Where a cursor may stand in the query, weakest last.
-const CURSOR_PARAMETERS: [&str; 3] = ["last_event_id", "lastEventId", "lastEventID"];
 
 /// `GET /events`.
 pub(super) async fn subscribe(
@@ -37,7 +35,7 @@ pub(super) async fn subscribe(
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let query = Query::parse(query.as_deref());
+    let query = Query::parse(query.as_deref())?;
     let subscription = parse(&app, &headers, &query)?;
     if let Some(reason) = app.refusal() {
         return Ok(refuse(&headers, reason, app.options.session.retry));
@@ -61,7 +59,7 @@ pub(super) async fn cursor(
     State(app): State<Arc<App>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let channels = parse_channels(&app, &Query::parse(query.as_deref()))?;
+    let channels = parse_channels(&app, &Query::parse(query.as_deref())?)?;
     let count = app.hub.partitions();
     let mut partitions: Vec<_> = channels.iter().map(|channel| channel.partition(count)).collect();
     partitions.sort_unstable();

@@ -153,7 +153,7 @@ impl EmbeddedLog {
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run(&commands))
-            .map_err(|source| OpenError::Io { dir: dir.to_owned(), doing: "start a thread", source })?;
+            .map_err(|error| OpenError::Io { dir: dir.to_owned(), doing: "start a thread", error })?;
         let writer = Mutex::new(Some(WriterHandle { queue, thread }));
         Ok(Self { shared, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), writer })
     }

@@ -387,7 +387,15 @@ impl Log for RedisLog {
 
 /// A channel that refuses is an error of its own, as it is when somebody publishes.
 fn adopt_refusal(error: LogError, channel: &Channel) -> LogError {
-    let LogError::Refused(text) = error else { return error };
+    let text = match error {
+        // The function looks into the channel before it writes an event.
+        LogError::Unknown(text) if text.starts_with("WRONGTYPE") => {
+            let detail = text.split(" script:").next().unwrap_or_default();
+            return Refusal::WrongType(channel.clone(), detail.to_owned()).into();
+        }
+        LogError::Refused(text) => text,
+        error => return error,
+    };
     match text.strip_prefix("HWREFUSED ").map(|rest| rest.split_once(' ').unwrap_or((rest, ""))) {
         Some(("poisoned", _)) => Refusal::Poisoned(channel.clone()).into(),
         Some((_, detail)) => Refusal::WrongType(channel.clone(), detail.to_owned()).into(),

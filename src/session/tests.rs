@@ -9,11 +9,12 @@ mod model;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::{Batch, Next, Now, Session, SessionOptions, Subscription};
+use super::{BATCH_BYTES_MAX, BATCH_CHUNKS_MAX, Batch, Next, Now, Session, SessionOptions, Subscription};
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::event::{Data, Draft, EventType, SkipList};
@@ -222,6 +223,32 @@ async fn connected_comes_first_and_names_the_position_that_the_session_starts_fr
     node.tail().await;
     assert_eq!(data(&client.drain().await), ["2"]);
     assert_eq!(client.reads, 0, "a live session never reads the log");
+}
+
+/// Broken to see it fail: a batch that is never full.
+#[tokio::test]
+async fn a_batch_ends_once_it_is_full() {
+    let node = Node::with_everything_kept().await;
+    let channels = ["a", "b", "c", "d", "e", "f"];
+    for (size, events) in [(20_000, 4), (10, 60)] {
+        let mut client = node.subscribe(&channels, Ok(Start::Latest));
+        client.drain().await;
+        let text = "x".repeat(size);
+        for channel in channels {
+            for _ in 0..events {
+                node.publish(channel, &text).await;
+            }
+        }
+        node.tail().await;
+        let (mut batch, mut sent) = (Batch::default(), 0);
+        while let Next::Flush = client.session.step(now(), &mut batch) {
+            let chunks = batch.take();
+            let before_the_last: usize = chunks.iter().rev().skip(1).map(Bytes::len).sum();
+            assert!(before_the_last < BATCH_BYTES_MAX && chunks.len() <= BATCH_CHUNKS_MAX);
+            sent += chunks.len();
+        }
+        assert_eq!(sent, events * channels.len(), "what had no room follows");
+    }
 }
 
 /// Broken to see it fail: a topic that starts at the watermark instead of `looked`.

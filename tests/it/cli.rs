@@ -164,3 +164,34 @@ async fn two_brokers_cannot_share_a_data_directory() {
     assert!(matches!(second.status.code(), Some(64 | 69)), "{second:?}");
     assert!(said(&second).contains(&data_dir), "it names the directory: {second:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_a_broker_from_starting_is_said_once_and_named() {
+    let broker = Broker::start(Store::Embedded).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let (free, file) = (dir.path().join("free"), file.to_str().unwrap());
+    let address = broker.addr.to_string();
+    let taken = ["serve", "--listen", &address, "--data-dir", free.to_str().unwrap()];
+    let no_dir = ["serve", "--listen", "127.0.0.1:0", "--data-dir", file];
+    for (args, code, named, why) in
+        [(taken, 64, address.as_str(), "Address already in use"), (no_dir, 69, file, "File exists")]
+    {
+        let refused = run(&broker, &args, "").await;
+        assert_eq!(refused.status.code(), Some(code), "{refused:?}");
+        let said = said(&refused);
+        assert!(said.contains(named), "{said}");
+        assert_eq!(said.matches(why).count(), 1, "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_program_added_is_adopted_from_the_command_line() {
+    let broker = Broker::start(Store::Redis).await;
+    broker.redis().command(&["XADD", "hw:{0}:ch:a/b", "*", "data", "foreign"]).await;
+    assert_eq!(printed(&run(&broker, &["adopt", "a/b"], "").await).trim(), "adopted 1");
+    assert_eq!(printed(&run(&broker, &["adopt", "a/b"], "").await).trim(), "adopted 0");
+    assert_eq!(broker.http.history("a/b").await.len(), 1);
+    assert_eq!(run(&broker, &["adopt", "a,b"], "").await.status.code(), Some(64));
+}

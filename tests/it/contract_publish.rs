@@ -137,6 +137,7 @@ async fn an_excluded_connection_does_not_get_the_event(store: Store) {
     assert_eq!(other.data(2).await, ["mine", "fence"]);
 }
 
+/// Broken to see it fail: keys that are not remembered.
 async fn the_same_key_publishes_once_per_channel_and_answers_the_first_id(store: Store) {
     let broker = Broker::start(store).await;
     let http = &broker.http;

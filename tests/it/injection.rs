@@ -143,6 +143,28 @@ async fn an_evil_cursor_is_a_gap_and_no_line(store: Store) {
     }
 }
 
+/// Broken on purpose: with bytes that are no UTF-8 replaced, as the ready-made decoder does it, every one of
+/// these was taken for the name U+FFFD.
+async fn bytes_that_are_no_text_are_refused_in_a_query(store: Store) {
+    let broker = Broker::start(store).await;
+    for path in [
+        "/events?channels=caf%E9",
+        "/cursor?channel=%FF",
+        "/channels?prefix=%C3",
+        "/channels/a/events?after=%FF",
+    ] {
+        let problem = broker.http.get(path).await.problem(400);
+        assert_eq!(problem["code"], "invalid_query", "{path}: {problem}");
+    }
+    let text = [("content-type", "text/plain")];
+    broker.http.send(reqwest::Method::POST, "/channels/a/events?event=%FF", &text, "x").await.problem(400);
+    let mut reader = Subscribe::to(&["caf\u{e9}"]).connect(broker.addr).await;
+    broker.http.publish("caf\u{e9}", "text").await;
+    assert_eq!(reader.one().await, "text");
+    let cursor = "/events?channels=a&last_event_id=%FF";
+    broker.http.send(reqwest::Method::HEAD, cursor, &[], "").await.expect(200);
+}
+
 async fn evil_keys_and_users_stay_apart(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -170,5 +192,6 @@ both_stores!(
     an_evil_type_is_refused_or_arrives_as_the_type,
     an_evil_channel_is_refused_or_works_as_a_name,
     an_evil_cursor_is_a_gap_and_no_line,
+    bytes_that_are_no_text_are_refused_in_a_query,
     evil_keys_and_users_stay_apart,
 );

@@ -56,6 +56,28 @@ async fn history_is_read_in_pages_in_either_direction(store: Store) {
     }
 }
 
+/// Broken on purpose: with every event turned into a `serde_json::Value` for the answer, the channel's history
+/// could not be read at all for as long as it held one of the last three.
+async fn history_gives_json_back_to_the_last_digit(store: Store) {
+    let broker = Broker::start(store).await;
+    let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+    let published = [
+        r#"{"b":12345678901234567890123,"a":1.0,"a":2}"#,
+        "1e400",
+        r#"{"lone surrogate":"\ud800"}"#,
+        deep.as_str(),
+    ];
+    for data in published {
+        let body = format!(r#"{{"data":{data}}}"#);
+        let json = [("content-type", "application/json")];
+        broker.http.send(Method::POST, "/channels/a/events", &json, body).await.expect(201);
+    }
+    let history = broker.http.get("/channels/a/events").await.expect(200).body;
+    for data in published {
+        assert!(history.contains(&format!(r#""data":{data},"timestamp""#)), "{data} in {history}");
+    }
+}
+
 async fn a_channel_tells_what_it_holds_and_who_listens(store: Store) {
     let broker = Broker::start(store).await;
     let first = broker.http.publish("orders", 1).await;
@@ -200,6 +222,7 @@ async fn a_head_that_is_too_large_is_refused(store: Store) {
 
 both_stores!(
     history_is_read_in_pages_in_either_direction,
+    history_gives_json_back_to_the_last_digit,
     a_channel_tells_what_it_holds_and_who_listens,
     channels_are_listed_by_prefix_in_pages,
     a_purge_is_a_reset_for_live_sessions_and_old_cursors,

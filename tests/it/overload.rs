@@ -18,6 +18,7 @@ const AT_A_TIME: usize = 250;
 /// The queue, the call under way, and bodies that are being read.
 const GROWTH_MAX: u64 = 100 * 1024 * 1024;
 
+/// Broken to see it fail: a queue of publishers without a bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_refuses_at_once_and_keeps_what_it_took() {
     let broker = Broker::on(Store::Redis).await.set("retention.max_length", "10000").start().await;

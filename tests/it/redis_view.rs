@@ -96,6 +96,25 @@ async fn a_plain_xadd_is_no_publish_until_it_is_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_no_stream_is_named_whatever_is_asked_of_its_channel() {
+    let broker = Broker::start(Store::Redis).await;
+    broker.redis().command(&["SET", "hw:{0}:ch:orders", "x"]).await;
+    let answers = [
+        broker.http.post("/channels/orders/events", &json!({ "data": 1 })).await,
+        broker.http.post("/channels/orders/adopt", &json!({})).await,
+        broker.http.get("/channels/orders/events").await,
+        broker.http.get("/channels/orders").await,
+    ];
+    for answer in answers {
+        let problem = answer.problem(409);
+        assert_eq!(problem["code"], "channel_blocked", "{problem}");
+        assert!(!problem.to_string().contains("script"), "no traces of the inside: {problem}");
+    }
+    broker.http.delete("/channels/orders").await.expect(204);
+    broker.http.publish("orders", "mended").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_is_a_reset_for_those_who_listen_and_those_who_come_back() {
     let broker = Broker::start(Store::Redis).await;
     let mut reader = Subscribe::to(&["orders"]).connect(broker.addr).await;

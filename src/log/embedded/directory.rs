@@ -53,14 +53,14 @@ pub enum OpenError {
         what: String,
     },
     /// The file system refused.
-    #[error("cannot {doing} in the data directory {}: {source}", .dir.display())]
+    #[error("cannot {doing} in the data directory {}: {error}", .dir.display())]
     Io {
         /// The directory.
         dir: PathBuf,
         /// What was tried.
         doing: &'static str,
         /// Why it failed.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Directory {
 impl Directory {
     /// Creates the directory where there is none, locks it and checks its layout.
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        let io = |doing| move |source| OpenError::Io { dir: path.to_owned(), doing, source };
+        let io = |doing| move |error| OpenError::Io { dir: path.to_owned(), doing, error };
         create_private(path).map_err(io("create a directory"))?;
         if read_layout(path).map_err(io("read the layout"))?.is_none() {
             refuse_foreign(path)?;
@@ -94,7 +94,7 @@ impl Directory {
             .map_err(io("open the lock file"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => OpenError::Locked(path.to_owned()),
-            TryLockError::Error(source) => io("lock a file")(source),
+            TryLockError::Error(error) => io("lock a file")(error),
         })?;
         match read_layout(path).map_err(io("read the layout"))? {
             None => write_layout(path).map_err(io("write the layout"))?,
@@ -143,7 +143,7 @@ fn read_layout(path: &Path) -> io::Result<Option<String>> {
 
 /// A directory without a layout may hold what a first start left behind, or a file system puts there.
 fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
-    let io = |source| OpenError::Io { dir: path.to_owned(), doing: "list the files", source };
+    let io = |error| OpenError::Io { dir: path.to_owned(), doing: "list the files", error };
     for entry in fs::read_dir(path).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
         if !["lock", "layout.new", "lost+found"].iter().any(|known| name == *known) {

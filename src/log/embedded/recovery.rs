@@ -43,7 +43,7 @@ pub(super) fn open(
     Store::commit_durably(batch).map_err(|error| OpenError::Io {
         dir: directory.path().to_owned(),
         doing: "write the first entry",
-        source: std::io::Error::other(error.to_string()),
+        error: std::io::Error::other(error.to_string()),
     })?;
     Ok((store, state, true))
 }

@@ -92,7 +92,7 @@ impl Store {
         let dir = || directory.path().to_owned();
         let checked = journal::check(&directory.database(), rewrite).map_err(|error| match error {
             JournalError::Broken { .. } => OpenError::Damaged { dir: dir(), what: error.to_string() },
-            JournalError::Io(source) => OpenError::Io { dir: dir(), doing: "check the journal", source },
+            JournalError::Io(error) => OpenError::Io { dir: dir(), doing: "check the journal", error },
         })?;
         if checked.cut_bytes > 0 {
             tracing::warn!(
@@ -105,8 +105,8 @@ impl Store {
         catch_unwind(AssertUnwindSafe(|| Self::open_database(directory, cache_bytes)))
             .unwrap_or_else(|_| Err(fjall::Error::Unrecoverable))
             .map_err(|error| match error {
-                fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
-                    OpenError::Io { dir: dir(), doing: "open the database", source }
+                fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+                    OpenError::Io { dir: dir(), doing: "open the database", error }
                 }
                 fjall::Error::Locked => OpenError::Locked(dir()),
                 error => {
