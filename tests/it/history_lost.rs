@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::redis::Redis;
 use crate::support::resp::Resp;
@@ -11,7 +12,10 @@ use crate::support::{Broker, Mode, Proxy, Store, Subscribe, until};
 
 const FEED: &str = "hw:{0}:feed";
 
-/// Another program that publishes straight into Redis without a pause, also while Redis comes back.
+/// Time between two events of another program: never a second without one, and never more at once than a node reads.
+const PACE: Duration = Duration::from_millis(5);
+
+/// Another program that publishes straight into Redis all the time, also while Redis comes back.
 struct BusyProgram {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -30,6 +34,7 @@ impl BusyProgram {
                 let mut resp = Resp::connect(port);
                 while !stopped.load(Ordering::Relaxed) {
                     resp.try_call(&["FCALL", "headwater_publish", "1", FEED, "busy", "tick", "x"]);
+                    std::thread::sleep(PACE);
                 }
             }
         };
@@ -147,8 +152,8 @@ fn fcall(redis: &Redis, channel: &str, events: usize) {
     (0..events).for_each(|_| assert!(resp.receive().text().contains('-'), "an id"));
 }
 
-/// A replica that lacks the newest events takes over at the same address. Seen to fail when a new connection is
-/// trusted without a look at the watermark.
+/// A replica that lacks the newest events takes over at the same address. Seen to fail when nothing but a publish looks
+/// for what this node has seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_loses_the_newest_events_is_told() {
     let primary = Arc::new(Redis::start().await);
