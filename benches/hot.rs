@@ -77,7 +77,8 @@ fn ids_and_cursors(criterion: &mut Criterion) {
     let eight_text = eight.to_string();
     group.bench_function("id from text", |b| b.iter(|| black_box(id.as_str()).parse::<EventId>()));
     group.bench_function("id to text", |b| b.iter(|| black_box(at(0)).to_string()));
-    group.bench_function("ms-seq from text", |b| b.iter(|| black_box(stream_id.as_str()).parse::<StreamId>()));
+    group
+        .bench_function("ms-seq from text", |b| b.iter(|| black_box(stream_id.as_str()).parse::<StreamId>()));
     group.bench_function("cursor of one partition", |b| b.iter(|| Cursor::parse(black_box(&id), 1)));
     group.bench_function("cursor of 8 partitions", |b| b.iter(|| Cursor::parse(black_box(&eight_text), 8)));
     group.bench_function("cursor of 8 partitions to text", |b| b.iter(|| black_box(&eight).to_string()));

@@ -4,7 +4,7 @@
 //!
 //! `cargo run --release --example write_loop [ADDRESS]`; any `GET` subscribes and any `POST` publishes its body.
 
-use std::io::{BufRead, BufReader, Read, Result, Write};
+use std::io::{BufRead, BufReader, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;

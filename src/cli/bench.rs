@@ -101,8 +101,8 @@ fn size(text: &str) -> Result<usize, String> {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    let parsed = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-    parsed.ok_or_else(|| "expected events a second".to_owned())
+    let parsed = text.parse().ok().filter(|rate| (0.001..=1e9).contains(rate));
+    parsed.ok_or_else(|| "expected events a second, 0.001 to 1000000000".to_owned())
 }
 
 fn channel_name(text: &str) -> Result<String, String> {

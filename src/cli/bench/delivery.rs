@@ -4,7 +4,6 @@
 //! size when the measured stretch begins, and it ends when the last delivery has arrived.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 
@@ -12,7 +11,7 @@ use super::super::Failure;
 use super::board::{Begin, Board};
 use super::fleet::{Fleet, Opening};
 use super::meter::Spent;
-use super::publishers::{Common, Pace, Publishers, Until};
+use super::publishers::{Common, Pace, Publishers, UntilArgs};
 use super::report::Report;
 use super::{CommonArgs, Run, count, rate};
 
@@ -52,15 +51,8 @@ struct LoadArgs {
     /// Without a rate: how many events may be on their way to a subscriber
     #[arg(long, value_name = "EVENTS", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
     window: u64,
-    /// How long to measure
-    #[arg(long, value_name = "D", default_value = "10s", value_parser = humantime::parse_duration)]
-    duration: Duration,
-    /// End after so many events, if that is sooner
-    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
-    events: u64,
-    /// How long to publish before measuring begins
-    #[arg(long, value_name = "D", default_value = "2s", value_parser = humantime::parse_duration)]
-    warm_up: Duration,
+    #[command(flatten)]
+    until: UntilArgs,
     /// Connections that publish, one event a request
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = count)]
     publishers: usize,
@@ -119,7 +111,7 @@ impl Delivery<'_> {
             seed: rand::random(),
         };
         let mut publishers = Publishers::new(self.load.publishers, &self.channels, &common);
-        let warm_up = Until { duration: self.load.warm_up, events: u64::MAX };
+        let warm_up = self.load.until.warm_up();
         publishers.publish(self.pace(), warm_up).await.map_err(Failure::unavailable)?;
         fleet.drained().await;
         let stalled = self.open_stalled(&board).await?;
@@ -129,8 +121,8 @@ impl Delivery<'_> {
             Sums { published: tally.published, delivered: tally.delivered, at_us: board.now_us() }
         });
         let mark = self.run.meter.mark().await?;
-        let until = Until { duration: self.load.duration, events: self.load.events };
-        publishers.publish(self.pace(), until).await.map_err(Failure::unavailable)?;
+        let measured = self.load.until.measured();
+        publishers.publish(self.pace(), measured).await.map_err(Failure::unavailable)?;
         fleet.drained().await;
         let spent = self.run.meter.since(&mark).await?;
         self.tell(&board, &sums, spent);
@@ -154,14 +146,13 @@ impl Delivery<'_> {
     }
 
     fn tell_settings(&mut self) {
-        let LoadArgs { rate, window, duration, warm_up, publishers, .. } = self.load;
+        let LoadArgs { rate, window, publishers, until } = self.load;
         match rate {
             Some(rate) => self.report.setting("rate", *rate),
             None => self.report.setting("window", *window),
         }
         self.report.setting("publishers", *publishers);
-        self.report.setting("duration", humantime::format_duration(*duration).to_string());
-        self.report.setting("warm_up", humantime::format_duration(*warm_up).to_string());
+        until.tell(&mut self.report);
     }
 
     fn pace(&self) -> Pace {

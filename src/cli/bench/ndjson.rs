@@ -57,9 +57,9 @@ impl LineStream {
     async fn publish_one(&self, sequence: usize, until: Until) -> anyhow::Result<(u64, u64)> {
         let mut socket = self.target.connect_lines().await?;
         socket.write_all(self.target.line_stream().as_bytes()).await.context("a stream cannot be sent")?;
-        let (end, mut sent) = (Instant::now() + until.duration, 0);
+        let (begin, mut sent) = (Instant::now(), 0);
         let (mut block, mut data) = (Vec::with_capacity(BLOCK_BYTES + self.size + 256), Vec::new());
-        while sent < until.events && Instant::now() < end {
+        while sent < until.events && begin.elapsed() < until.duration {
             block.clear();
             while block.len() < BLOCK_BYTES && sent < until.events {
                 let channel = &self.channels[usize::try_from(sent)? % self.channels.len()];

@@ -1,7 +1,6 @@
 //! `bench publish`: acknowledged events a second, one a request or as a stream of lines.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use tokio::time::Instant;
@@ -9,7 +8,7 @@ use tokio::time::Instant;
 use super::super::Failure;
 use super::board::Board;
 use super::ndjson::LineStream;
-use super::publishers::{Common, Pace, Publishers, Until};
+use super::publishers::{Common, Pace, Publishers, UntilArgs};
 use super::report::Report;
 use super::{CommonArgs, Run, count, rate};
 
@@ -28,15 +27,8 @@ pub(super) struct PublishArgs {
     /// Events a second; without it each connection publishes as soon as it was answered
     #[arg(long, value_name = "EVENTS", value_parser = rate)]
     rate: Option<f64>,
-    /// How long to measure
-    #[arg(long, value_name = "D", default_value = "10s", value_parser = humantime::parse_duration)]
-    duration: Duration,
-    /// End after so many events, if that is sooner
-    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true)]
-    events: u64,
-    /// How long to publish before measuring begins
-    #[arg(long, value_name = "D", default_value = "2s", value_parser = humantime::parse_duration)]
-    warm_up: Duration,
+    #[command(flatten)]
+    until: UntilArgs,
     #[command(flatten)]
     pub(super) common: CommonArgs,
 }
@@ -48,34 +40,24 @@ pub(super) async fn run(arguments: &PublishArgs) -> Result<Report, Failure> {
     report.setting("connections", arguments.connections);
     report.setting("channels", arguments.channels);
     report.setting("ndjson", arguments.ndjson);
-    report.setting("duration", humantime::format_duration(arguments.duration).to_string());
-    let warm_up = Until { duration: arguments.warm_up, events: u64::MAX };
-    let until = Until { duration: arguments.duration, events: arguments.events };
+    arguments.until.tell(&mut report);
     if arguments.ndjson {
-        lines(arguments, run, report, warm_up, until).await
+        lines(arguments, run, report).await
     } else {
-        requests(arguments, run, report, warm_up, until).await
+        requests(arguments, run, report).await
     }
 }
 
-async fn lines(
-    arguments: &PublishArgs,
-    mut run: Run,
-    mut report: Report,
-    warm_up: Until,
-    until: Until,
-) -> Result<Report, Failure> {
+async fn lines(arguments: &PublishArgs, mut run: Run, mut report: Report) -> Result<Report, Failure> {
     let stream = LineStream {
         target: Arc::clone(&run.target),
         channels: run.channels(arguments.channels).into(),
         size: run.size,
         patience: run.patience,
     };
-    if !warm_up.duration.is_zero() {
-        stream.publish(arguments.connections, warm_up).await.map_err(Failure::unavailable)?;
-    }
+    stream.publish(arguments.connections, arguments.until.warm_up()).await.map_err(Failure::unavailable)?;
     let (mark, begin) = (run.meter.mark().await?, Instant::now());
-    let published = stream.publish(arguments.connections, until).await;
+    let published = stream.publish(arguments.connections, arguments.until.measured()).await;
     let (published, acknowledged) = published.map_err(Failure::unavailable)?;
     report.metric("events", acknowledged as f64);
     report.metric("events_per_s", acknowledged as f64 / begin.elapsed().as_secs_f64());
@@ -86,13 +68,7 @@ async fn lines(
     Ok(report)
 }
 
-async fn requests(
-    arguments: &PublishArgs,
-    mut run: Run,
-    mut report: Report,
-    warm_up: Until,
-    until: Until,
-) -> Result<Report, Failure> {
+async fn requests(arguments: &PublishArgs, mut run: Run, mut report: Report) -> Result<Report, Failure> {
     let board = Arc::new(Board::new(arguments.channels, arguments.connections));
     let channels = run.channels(arguments.channels);
     let common = Common {
@@ -104,13 +80,13 @@ async fn requests(
     };
     let mut publishers = Publishers::new(arguments.connections, &channels, &common);
     let pace = arguments.rate.map_or(Pace::Window(u64::MAX), Pace::Rate);
-    publishers.publish(pace, warm_up).await.map_err(Failure::unavailable)?;
+    publishers.publish(pace, arguments.until.warm_up()).await.map_err(Failure::unavailable)?;
     let before = board.tally(|tally| {
         tally.forget_latencies();
         tally.acknowledged
     });
     let (mark, begin) = (run.meter.mark().await?, Instant::now());
-    publishers.publish(pace, until).await.map_err(Failure::unavailable)?;
+    publishers.publish(pace, arguments.until.measured()).await.map_err(Failure::unavailable)?;
     let seconds = begin.elapsed().as_secs_f64();
     let spent = run.meter.since(&mark).await?;
     board.tally(|tally| {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use clap::Args;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,10 +17,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::board::Board;
+use super::report::Report;
 use super::stamp::Stamp;
 use super::target::Target;
 use super::wire::Answer;
 
+/// How long to measure unless something else is asked for.
+const DURATION_DEFAULT: Duration = Duration::from_secs(10);
 /// Read at once of an answer.
 const BUFFER_BYTES: usize = 4 * 1024;
 /// Of a refusal's body, so much is shown.
@@ -41,6 +45,58 @@ pub(super) struct Until {
     pub(super) duration: Duration,
     /// Or after so many events.
     pub(super) events: u64,
+}
+
+impl Until {
+    /// After this time.
+    pub(super) fn after(duration: Duration) -> Self {
+        Self { duration, events: u64::MAX }
+    }
+
+    /// After so many events.
+    pub(super) fn events(events: u64) -> Self {
+        Self { duration: Duration::MAX, events }
+    }
+}
+
+/// How long to publish.
+#[derive(Args)]
+pub(super) struct UntilArgs {
+    /// How long to measure; 10s unless --events says how much
+    #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    events: Option<u64>,
+    /// How long to publish before measuring begins
+    #[arg(long, value_name = "D", default_value = "2s", value_parser = humantime::parse_duration)]
+    warm_up: Duration,
+}
+
+impl UntilArgs {
+    /// The warm-up.
+    pub(super) fn warm_up(&self) -> Until {
+        Until::after(self.warm_up)
+    }
+
+    /// The measured stretch.
+    pub(super) fn measured(&self) -> Until {
+        let otherwise = if self.events.is_some() { Duration::MAX } else { DURATION_DEFAULT };
+        let duration = self.duration.unwrap_or(otherwise);
+        Until { duration, events: self.events.unwrap_or(u64::MAX) }
+    }
+
+    pub(super) fn tell(&self, report: &mut Report) {
+        let text = |duration| humantime::format_duration(duration).to_string();
+        let Until { duration, .. } = self.measured();
+        if duration < Duration::MAX {
+            report.setting("duration", text(duration));
+        }
+        if let Some(events) = self.events {
+            report.setting("events", events);
+        }
+        report.setting("warm_up", text(self.warm_up));
+    }
 }
 
 /// Connections to publish on, one sequence each.
@@ -129,7 +185,8 @@ impl Stretch {
             Pace::Rate(rate) => self.begin + Duration::from_secs_f64(number as f64 / rate),
             Pace::Window(_) => Instant::now(),
         };
-        (number < self.until.events && due < self.begin + self.until.duration).then_some(due)
+        let is_in_time = due.saturating_duration_since(self.begin) < self.until.duration;
+        (number < self.until.events && is_in_time).then_some(due)
     }
 }
 

@@ -4,7 +4,6 @@
 //! for listeners is gone when the storm begins. Every subscriber must get all of them, in order.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
@@ -82,9 +81,8 @@ async fn publish_history(
     let mut publishers = Publishers::new(1, channels, &Common { board, target, size, patience, seed: 0 });
     let probe = Fleet::open(board, target, channels, &opening(run));
     probe.connected().await?;
-    let first = Until { duration: Duration::MAX, events: 1 };
     let unbounded = Pace::Window(u64::MAX);
-    publishers.publish(unbounded, first).await.map_err(Failure::unavailable)?;
+    publishers.publish(unbounded, Until::events(1)).await.map_err(Failure::unavailable)?;
     let came = probe.drained().await;
     let cursor = probe.last_id();
     probe.close().await;
@@ -92,7 +90,7 @@ async fn publish_history(
         let what = if came { "has no id to resume from" } else { "did not arrive" };
         return Err(Failure::unavailable(anyhow!("the first event {what}")));
     }
-    publishers.publish(unbounded, Until { events, ..first }).await.map_err(Failure::unavailable)?;
+    publishers.publish(unbounded, Until::events(events)).await.map_err(Failure::unavailable)?;
     Ok(cursor)
 }
 
