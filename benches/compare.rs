@@ -3,7 +3,8 @@
 //!
 //! Every round measures all servers one after the other, each started anew, so that what else the machine does hits
 //! them alike; the medians count. Arguments: `--broker PATH`, `--rounds N`, `--report FILE` (the part between its two
-//! markers is replaced), `--short` for a try, words that select sections or rows.
+//! markers is replaced), `--short` for a try, words that select sections or rows, and `--realtime` (root only), which
+//! gives servers and load precedence over everything else on their cores, for machines that do other work too.
 
 #[path = "compare/goals.rs"]
 mod goals;
@@ -29,7 +30,7 @@ const ROUNDS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
-    let setup = Setup::new(options.broker)?;
+    let setup = Setup::new(options.broker, options.realtime)?;
     let load_before = report::load_average();
     let mut results = Results::default();
     for round in 1..=options.rounds {
@@ -49,7 +50,7 @@ fn main() -> anyhow::Result<()> {
             recovery::run(&setup, &mut results).context("the recovery cannot be measured")?;
         }
     }
-    let text = report::markdown(&results, options.rounds, &load_before);
+    let text = report::markdown(&results, options.rounds, options.realtime, &load_before);
     match options.report {
         Some(path) => report::replace_between_markers(&path, &text),
         None => report::print(&text),
@@ -67,6 +68,7 @@ struct Options {
     rounds: usize,
     report: Option<PathBuf>,
     short: bool,
+    realtime: bool,
     words: Vec<String>,
 }
 
@@ -77,6 +79,7 @@ impl Options {
             rounds: ROUNDS,
             report: None,
             short: false,
+            realtime: false,
             words: Vec::new(),
         };
         while let Some(arg) = args.next() {
@@ -86,6 +89,7 @@ impl Options {
                 "--rounds" => options.rounds = value()?.parse().context("--rounds is a number")?,
                 "--report" => options.report = Some(value()?.into()),
                 "--short" => options.short = true,
+                "--realtime" => options.realtime = true,
                 flag if flag.starts_with('-') => bail!("{flag} is not known here"),
                 _ => options.words.push(arg),
             }

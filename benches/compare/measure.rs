@@ -1,7 +1,6 @@
 //! Measuring: one load on one server that was started for it, and the figures of all rounds.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -49,7 +48,7 @@ pub(crate) fn run(
     results: &mut Results,
 ) -> anyhow::Result<()> {
     let running = setup.start(server, scenario.settings)?;
-    let mut command = Command::new(&setup.broker);
+    let mut command = setup.launcher.on_core(LOAD_CORE, &setup.broker);
     let args = scenario.args.iter().map(ToString::to_string).collect();
     let args: Vec<String> = if short { shortened(args) } else { args };
     command.arg("bench").args(args).args(server.templates());
@@ -60,7 +59,7 @@ pub(crate) fn run(
     if let Some(redis) = &running.redis {
         command.args(["--redis", &redis.url()]);
     }
-    let output = command.stdin(Stdio::null()).output().context("the load cannot be started")?;
+    let output = command.output().context("the load cannot be started")?;
     let report: Value = match serde_json::from_slice(&output.stdout) {
         Ok(report) => report,
         Err(_) => bail!("no report: {}", String::from_utf8_lossy(&output.stderr).trim()),

@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Kills Redis once and adds how long it took from its return to the next delivery.
 pub(crate) fn run(setup: &Setup, results: &mut Results) -> anyhow::Result<()> {
-    let mut running = setup.start_on(Redis::start(LOAD_CORE, true)?, &[])?;
+    let mut running = setup.start_on(Redis::start(setup.launcher, LOAD_CORE, true)?, &[])?;
     let arrivals = subscribe(running.address)?;
     let stop = Arc::new(AtomicBool::new(false));
     let publisher = {

@@ -17,7 +17,7 @@ const BEGIN: &str = "<!-- compare: begin -->";
 const END: &str = "<!-- compare: end -->";
 
 /// The whole report.
-pub(crate) fn markdown(results: &Results, rounds: usize, load_before: &str) -> String {
+pub(crate) fn markdown(results: &Results, rounds: usize, realtime: bool, load_before: &str) -> String {
     let mut text =
         String::from("### Goals and ratios\n\n| what | measured | goal | reached |\n|---|---:|---:|---|\n");
     for goal in GOALS {
@@ -40,7 +40,7 @@ pub(crate) fn markdown(results: &Results, rounds: usize, load_before: &str) -> S
         let columns = [(recovery::FIGURE, "ms from its return to the next delivery")];
         figures(&mut text, results, recovery::NAME, &[Server::RedisBeside], &columns);
     }
-    let _ = write!(text, "\n### Machine\n\n{}", machine(rounds, load_before));
+    let _ = write!(text, "\n### Machine\n\n{}", machine(rounds, realtime, load_before));
     text
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn number(value: f64) -> String {
     format!("{sign}{text}")
 }
 
-fn machine(rounds: usize, load_before: &str) -> String {
+fn machine(rounds: usize, realtime: bool, load_before: &str) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpuinfo
         .lines()
@@ -106,13 +106,20 @@ fn machine(rounds: usize, load_before: &str) -> String {
         .map_or("unknown", |found| found.1);
     let cores = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+    let disturbed = if realtime {
+        "servers and load ran with real-time priority and so went before it"
+    } else {
+        "it takes from every rate and adds to every latency, while CPU time per event hardly notices"
+    };
     format!(
-        "{cores} cores ({}), Linux {}; headwater {} (release build, {}), {}, {}, {}. Servers on core {SERVER_CORE}, the load on core \
-         {LOAD_CORE}, events of 200 bytes unless a title says otherwise. Medians of {rounds} rounds, the smallest and the \
-         largest behind them. Load average before and after: {load_before} and {}; what exceeds 1 was other work on the \
-         same cores, which takes from every rate and adds to every latency, while CPU time per event hardly notices.\n",
+        "{cores} cores ({}), Linux {}, TCP with {}; headwater {} (release build, {}), {}, {}, {}. Servers on core \
+         {SERVER_CORE}, the load on core {LOAD_CORE}, events of 200 bytes unless a title says otherwise. Medians of {rounds} \
+         rounds, the smallest and the largest behind them. Load average before and after: {load_before} and {}; what \
+         exceeds 1 was other work on the same cores: {disturbed}.\n",
         cpu.trim(),
         kernel.trim(),
+        congestion.trim(),
         env!("CARGO_PKG_VERSION"),
         version("rustc", &["--version"]),
         version("redis-server", &["--version"]),

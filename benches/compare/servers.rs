@@ -19,6 +19,8 @@ pub(crate) const LOAD_CORE: usize = 1;
 
 /// A server that does not listen by then does not start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// The lowest are enough to go before what has none.
+const REALTIME_PRIORITY: &str = "5";
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What is measured.
@@ -37,6 +39,8 @@ pub(crate) enum Server {
 /// Where programs are.
 pub(crate) struct Setup {
     pub(crate) broker: PathBuf,
+    /// How programs are started on a core.
+    pub(crate) launcher: Launcher,
     examples: PathBuf,
 }
 
@@ -52,6 +56,7 @@ pub(crate) struct Running {
 /// A `redis-server` that keeps what it acknowledged over a restart, or nothing.
 pub(crate) struct Redis {
     pub(crate) port: u16,
+    launcher: Launcher,
     core: usize,
     durable: bool,
     dir: TempDir,
@@ -103,13 +108,13 @@ impl Server {
 }
 
 impl Setup {
-    pub(crate) fn new(broker: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn new(broker: PathBuf, realtime: bool) -> anyhow::Result<Self> {
         if !broker.exists() {
             bail!("{} is not there; benches/compare.sh builds it", broker.display());
         }
         let own = std::env::current_exe().context("this program has a path")?;
         let examples = own.parent().context("this program has a directory")?.to_owned();
-        Ok(Self { broker, examples })
+        Ok(Self { broker, launcher: Launcher { realtime }, examples })
     }
 
     /// Starts a server with these settings of the broker's, `("retention.max_length", "1000")`.
@@ -117,15 +122,15 @@ impl Setup {
         let dir = tempfile::tempdir().context("a temporary directory")?;
         let address = free_address()?;
         let redis = match server {
-            Server::Redis | Server::NchanRedis => Some(Redis::start(SERVER_CORE, false)?),
-            Server::RedisBeside => Some(Redis::start(LOAD_CORE, false)?),
+            Server::Redis | Server::NchanRedis => Some(Redis::start(self.launcher, SERVER_CORE, false)?),
+            Server::RedisBeside => Some(Redis::start(self.launcher, LOAD_CORE, false)?),
             _ => None,
         };
         let command = match server {
             Server::Embedded | Server::Redis | Server::RedisBeside => {
                 self.broker_command(address, dir.path(), redis.as_ref(), settings)
             }
-            Server::Nchan | Server::NchanRedis => nginx_command(address, dir.path(), redis.as_ref())?,
+            Server::Nchan | Server::NchanRedis => self.nginx_command(address, dir.path(), redis.as_ref())?,
             Server::AxumSse => self.example("axum_sse", address),
             Server::WriteLoop => self.example("write_loop", address),
         };
@@ -157,7 +162,7 @@ impl Setup {
         redis: Option<&Redis>,
         settings: &[(&str, &str)],
     ) -> Command {
-        let mut command = on_core(SERVER_CORE, &self.broker);
+        let mut command = self.launcher.on_core(SERVER_CORE, &self.broker);
         command.args(["serve", "--listen", &address.to_string()]).arg("--data-dir").arg(dir.join("data"));
         if let Some(redis) = redis {
             command.args(["--redis", &redis.url()]);
@@ -169,8 +174,29 @@ impl Setup {
         command
     }
 
+    fn nginx_command(
+        &self,
+        address: SocketAddr,
+        dir: &Path,
+        redis: Option<&Redis>,
+    ) -> anyhow::Result<Command> {
+        let url = redis.map(Redis::url);
+        let upstream = url.map(|url| format!("upstream store {{ nchan_redis_server {url}; }}"));
+        let pass = if upstream.is_some() { "nchan_redis_pass store;" } else { "" };
+        let config = include_str!("nchan.conf")
+            .replace("{dir}", &dir.display().to_string())
+            .replace("{address}", &address.to_string())
+            .replace("{upstream}", &upstream.unwrap_or_default())
+            .replace("{pass}", pass);
+        let path = dir.join("nginx.conf");
+        fs::write(&path, config).context("the configuration of nginx can be written")?;
+        let mut command = self.launcher.on_core(SERVER_CORE, Path::new("nginx"));
+        command.arg("-c").arg(path).arg("-e").arg(dir.join("error.log")).arg("-p").arg(dir);
+        Ok(command)
+    }
+
     fn example(&self, name: &str, address: SocketAddr) -> Command {
-        let mut command = on_core(SERVER_CORE, &self.examples.join(name));
+        let mut command = self.launcher.on_core(SERVER_CORE, &self.examples.join(name));
         command.arg(address.to_string());
         command
     }
@@ -196,10 +222,10 @@ impl Drop for Running {
 }
 
 impl Redis {
-    pub(crate) fn start(core: usize, durable: bool) -> anyhow::Result<Self> {
+    pub(crate) fn start(launcher: Launcher, core: usize, durable: bool) -> anyhow::Result<Self> {
         let (dir, port) = (tempfile::tempdir().context("a temporary directory")?, free_address()?.port());
-        let process = Self::spawn(core, port, durable, dir.path())?;
-        Ok(Self { port, core, durable, dir, process })
+        let process = Self::spawn(launcher, core, port, durable, dir.path())?;
+        Ok(Self { port, launcher, core, durable, dir, process })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -215,12 +241,18 @@ impl Redis {
 
     /// Starts it again with what it kept; answers when it took commands again.
     pub(crate) fn restart(&mut self) -> anyhow::Result<Instant> {
-        self.process = Self::spawn(self.core, self.port, self.durable, self.dir.path())?;
+        self.process = Self::spawn(self.launcher, self.core, self.port, self.durable, self.dir.path())?;
         Ok(Instant::now())
     }
 
-    fn spawn(core: usize, port: u16, durable: bool, dir: &Path) -> anyhow::Result<Process> {
-        let mut command = on_core(core, Path::new("redis-server"));
+    fn spawn(
+        launcher: Launcher,
+        core: usize,
+        port: u16,
+        durable: bool,
+        dir: &Path,
+    ) -> anyhow::Result<Process> {
+        let mut command = launcher.on_core(core, Path::new("redis-server"));
         command.current_dir(dir).args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
         command.args(["--appendonly", if durable { "yes" } else { "no" }]);
         let mut process = spawn(command)?;
@@ -241,31 +273,27 @@ fn answers_ping(address: SocketAddr) -> bool {
     socket.write_all(b"PING\r\n").is_ok() && socket.read_exact(&mut answer).is_ok() && &answer == b"+PONG\r\n"
 }
 
-/// `taskset` becomes the program, so that the child's pid is the program's.
-fn on_core(core: usize, program: &Path) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["--cpu-list", &core.to_string()]).arg(program);
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    command
+/// How programs are started on a core.
+#[derive(Clone, Copy)]
+pub(crate) struct Launcher {
+    realtime: bool,
 }
 
-fn nginx_command(address: SocketAddr, dir: &Path, redis: Option<&Redis>) -> anyhow::Result<Command> {
-    let redis = redis
-        .map(|redis| format!("nchan_redis_url {}; nchan_use_redis on;", redis.url()))
-        .unwrap_or_default();
-    let config = include_str!("nchan.conf")
-        .replace("{dir}", &dir.display().to_string())
-        .replace("{address}", &address.to_string())
-        .replace("{redis}", &redis);
-    let path = dir.join("nginx.conf");
-    fs::write(&path, config).context("the configuration of nginx can be written")?;
-    let mut command = on_core(SERVER_CORE, Path::new("nginx"));
-    command.arg("-c").arg(path).arg("-e").arg(dir.join("error.log")).arg("-p").arg(dir);
-    Ok(command)
+impl Launcher {
+    /// The tools before the program become it, so that the child's pid is the program's.
+    pub(crate) fn on_core(self, core: usize, program: &Path) -> Command {
+        let mut command = Command::new(if self.realtime { "chrt" } else { "taskset" });
+        if self.realtime {
+            command.args(["--rr", REALTIME_PRIORITY, "taskset"]);
+        }
+        command.args(["--cpu-list", &core.to_string()]).arg(program).stdin(Stdio::null());
+        command
+    }
 }
 
 fn spawn(mut command: Command) -> anyhow::Result<Process> {
-    let child = command.spawn().with_context(|| format!("{command:?} cannot be started"))?;
+    let child =
+        command.stdout(Stdio::null()).spawn().with_context(|| format!("{command:?} cannot be started"))?;
     Ok(Process(child))
 }
 
