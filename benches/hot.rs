@@ -1,11 +1,14 @@
 //! The hot functions of a node: encoding an event, reading ids and cursors, looking into a ring, stepping a session,
-//! judging a filter. `cargo bench --bench hot` measures all of them, a word behind `--` selects.
+//! judging a filter. `cargo bench --bench hot` measures all of them, a word behind `--` selects; with `HOT_TABLE=1` in the
+//! environment it prints the table of `docs/performance.md` at the end.
 //!
 //! Each is called as the broker calls it, over its public interface; what a figure is worth next to the kernel's own
 //! work, `headwater bench` tells.
 
 #[path = "hot/node.rs"]
 mod node;
+#[path = "hot/table.rs"]
+mod table;
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -36,6 +39,9 @@ fn main() {
     rings(&mut criterion);
     sessions(&mut criterion);
     criterion.final_summary();
+    if std::env::var_os("HOT_TABLE").is_some() {
+        table::print();
+    }
 }
 
 /// JSON of 200 bytes.
