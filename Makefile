@@ -36,5 +36,10 @@ chaos: setup ## Break things for a long time: two nodes, their networks and thei
 	HEADWATER_CHAOS_FAULTS=$${HEADWATER_CHAOS_FAULTS:-200} $(CARGO) test --locked --test it chaos:: -- --nocapture
 
 .PHONY: bench
-bench: ## Measure the hot functions
-	$(CARGO) bench --locked
+bench: ## Measure the hot functions, and the function library in Redis
+	$(CARGO) bench --locked --bench hot
+	$(CARGO) bench --locked --bench functions
+
+.PHONY: compare
+compare: ## Put the broker beside other servers and write docs/performance.md
+	bash benches/compare.sh

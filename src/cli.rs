@@ -4,6 +4,7 @@
 //! `config.rs` takes the flags of `serve` and `check`; the client commands talk HTTP to a running broker.
 
 mod adopt;
+mod bench;
 mod channels;
 mod check;
 mod client;
@@ -18,11 +19,13 @@ mod tail;
 mod testing;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use headwater::config::{Config, Flag, Sources};
+use tokio::runtime::{Builder, Runtime};
 
 /// A persistent Server-Sent-Events broker on Redis Streams, with an embedded log for one node.
 ///
@@ -56,6 +59,8 @@ pub(crate) enum Command {
     Migrate(migrate::MigrateArgs),
     /// Publish entries anew that another program wrote with a plain XADD
     Adopt(adopt::AdoptArgs),
+    /// Put load on a server of Server-Sent Events and measure what it costs
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Flags that say where the configuration comes from and override parts of it.
@@ -156,6 +161,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     Ok(cli.command.unwrap_or(Command::Serve(cli.serve)))
 }
 
+/// The runtime that a command needs: the broker uses every core, a load leaves all but one to what it measures.
+pub(crate) fn runtime(command: &Command) -> io::Result<Runtime> {
+    let mut builder = match command {
+        Command::Bench(_) => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
+}
+
 /// Runs a command to its end.
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
@@ -167,6 +181,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Check(arguments) => check::run(&arguments.load()?),
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Adopt(arguments) => adopt::run(arguments).await,
+        Command::Bench(arguments) => bench::run(*arguments).await,
     }
 }
 

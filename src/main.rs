@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         Ok(command) => command,
         Err(refusal) => return refusal.report(),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match cli::runtime(&command) {
         Ok(runtime) => runtime,
         Err(e) => return cli::Failure::internal(e).report(),
     };

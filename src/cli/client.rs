@@ -89,7 +89,7 @@ pub(super) fn channel(name: &str) -> Result<Channel, Failure> {
     Ok(channel)
 }
 
-fn base_url(text: &str) -> anyhow::Result<Url> {
+pub(super) fn base_url(text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).with_context(|| {
         format!("--url {text:?} is not an address; expected one as in http://127.0.0.1:8080")
     })?;

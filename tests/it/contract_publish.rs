@@ -298,3 +298,23 @@ both_stores!(
     what_is_too_large_is_413_and_just_not_too_large_is_published,
     an_unknown_path_and_a_wrong_method_are_problems_too,
 );
+
+/// Lines follow that the broker has read while the log still worked on the refused chunk. Seen to fail with the result
+/// of the chunk before thrown away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_follows_a_chunk_of_lines_that_the_store_refuses() {
+    let broker = Broker::on(Store::Redis).await.set("retention.max_length", "100000").start().await;
+    broker.redis().command(&["SET", "hw:{0}:ch:bad", "not a stream"]).await;
+    let line = |channel: &str, n: usize| json!({ "channel": channel, "data": n }).to_string() + "\n";
+    let good: Vec<String> = (0..20_000).map(|n| line("a", n)).collect();
+    let body = good[..10_000].concat() + &line("bad", 0) + &good[10_000..].concat();
+    let answer = broker.http.publish_ndjson(body).await;
+    let problem = answer.clone().problem(answer.status);
+    assert!((400..600).contains(&answer.status), "{answer:?}");
+    let published = problem["published"].as_u64().unwrap_or_else(|| panic!("no count in {problem}"));
+    assert!(published <= 10_000, "the refused line itself is not passed: {problem}");
+    assert_eq!(problem["line"], published + 1, "where its chunk begins: {problem}");
+    let stored = broker.http.get("/channels/a").await;
+    let length = if stored.status == 404 { 0 } else { stored.expect(200).json()["length"].as_u64().unwrap() };
+    assert_eq!(length, published, "exactly what the answer says is there");
+}

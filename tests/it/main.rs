@@ -9,6 +9,8 @@
 mod support;
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod browser;
 #[cfg(test)]
 mod chaos;

@@ -1,14 +1,18 @@
 //! NDJSON: a stream of items, one a line, published in order in chunks while it is read.
 //!
-//! Invariant: memory is bounded by one chunk and one line, however long the stream; what is published before a
-//! bad line stays, and the answer says how many that were.
+//! While the log works on one chunk the next gathers, so that chunks grow as large as the log is slow. Invariant:
+//! memory is bounded by two chunks and one line, however long the stream; a chunk is handed over only when the one
+//! before is known to be published, so what is published before a bad line stays, nothing after it follows, and the
+//! answer says how many that were.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::body::{Body, BodyDataStream};
 use axum::response::Response;
 use bytes::BytesMut;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde_json::json;
 
@@ -17,6 +21,7 @@ use super::item::{Limits, parse_item};
 use super::{BODY_OVERHEAD_BYTES, Code, ESCAPE_FACTOR, Failed, Problem, publish_items, utf8};
 use crate::id::EventId;
 use crate::log::AppendItem;
+use crate::publish::Published;
 
 /// Bytes of data in one chunk.
 const CHUNK_BYTES: usize = 512 * 1024;
@@ -30,12 +35,16 @@ pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Respons
         while let Some(line) = lines.next_buffered() {
             publishing.take(&line, lines.number).await?;
         }
-        let filled = if let Some(filled) = lines.fill().now_or_never() {
-            filled
-        } else {
-            // Nothing more has arrived: publish what there is instead of waiting for a full chunk.
+        if publishing.under_way.is_none() {
+            // The log has nothing to do: it gets what there is.
             publishing.flush().await?;
-            lines.fill().await
+        }
+        let filled = tokio::select! {
+            settled = publishing.settle(), if publishing.under_way.is_some() => {
+                settled?;
+                continue;
+            }
+            filled = lines.fill() => filled,
         };
         match filled {
             Ok(true) => {}
@@ -46,16 +55,23 @@ pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Respons
     publishing.finish().await
 }
 
-/// What has been published of a stream, and what waits.
+/// What has been published of a stream, what the log works on, and what waits.
 struct Publishing<'a> {
     app: &'a App,
     limits: Limits<'a>,
     waiting: Vec<AppendItem>,
     waiting_bytes: usize,
     first_waiting_line: u64,
+    under_way: Option<UnderWay<'a>>,
     published: usize,
     duplicates: usize,
     last_id: Option<EventId>,
+}
+
+/// A chunk that the log works on.
+struct UnderWay<'a> {
+    call: BoxFuture<'a, Result<Vec<Published>, Failed>>,
+    first_line: u64,
 }
 
 impl<'a> Publishing<'a> {
@@ -66,6 +82,7 @@ impl<'a> Publishing<'a> {
             waiting: Vec::new(),
             waiting_bytes: 0,
             first_waiting_line: 1,
+            under_way: None,
             published: 0,
             duplicates: 0,
             last_id: None,
@@ -89,13 +106,39 @@ impl<'a> Publishing<'a> {
         if full || self.waiting_bytes >= CHUNK_BYTES { self.flush().await } else { Ok(()) }
     }
 
+    /// Hands what waits to the log, once that is done with the chunk before.
     async fn flush(&mut self) -> Result<(), Problem> {
+        self.settle().await?;
         if self.waiting.is_empty() {
             return Ok(());
         }
         self.waiting_bytes = 0;
         let items = std::mem::take(&mut self.waiting);
-        match publish_items(self.app, items).await {
+        let call = Box::pin(publish_items(self.app, items));
+        self.under_way = Some(UnderWay { call, first_line: self.first_waiting_line });
+        // A call begins when it is first looked at.
+        std::future::poll_fn(|cx| match self.poll_settled(cx) {
+            Poll::Ready(Err(problem)) => Poll::Ready(Err(problem)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await
+    }
+
+    /// Waits until the chunk under way, if there is one, is published. Nothing is lost when this is dropped.
+    async fn settle(&mut self) -> Result<(), Problem> {
+        std::future::poll_fn(|cx| self.poll_settled(cx)).await
+    }
+
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
+        let Some(under_way) = &mut self.under_way else { return Poll::Ready(Ok(())) };
+        let result = std::task::ready!(under_way.call.as_mut().poll(cx));
+        let first_line = under_way.first_line;
+        self.under_way = None;
+        Poll::Ready(self.count(result, first_line))
+    }
+
+    fn count(&mut self, result: Result<Vec<Published>, Failed>, first_line: u64) -> Result<(), Problem> {
+        match result {
             Ok(published) => {
                 let duplicates = published.iter().filter(|p| p.duplicate).count();
                 self.duplicates += duplicates;
@@ -106,21 +149,26 @@ impl<'a> Publishing<'a> {
             Err(Failed { error, published }) => {
                 let published = self.published + published;
                 let failed = Failed { error, published }.into_problem();
-                Err(failed.with("published", published).with("line", self.first_waiting_line))
+                Err(failed.with("published", published).with("line", first_line))
             }
         }
     }
 
     /// Publishes what came before a bad line, then reports the line.
     async fn stop(&mut self, problem: Problem, line: u64) -> Problem {
-        match self.flush().await {
+        match self.flush_and_settle().await {
             Ok(()) => problem.with("line", line).with("published", self.published),
             Err(failed) => failed,
         }
     }
 
-    async fn finish(mut self) -> Result<Response, Problem> {
+    async fn flush_and_settle(&mut self) -> Result<(), Problem> {
         self.flush().await?;
+        self.settle().await
+    }
+
+    async fn finish(mut self) -> Result<Response, Problem> {
+        self.flush_and_settle().await?;
         let last_id = self.last_id.map(|id| id.to_string());
         let answer = json!({"published": self.published, "duplicates": self.duplicates, "last_id": last_id});
         Ok(json_response(StatusCode::OK, &answer))

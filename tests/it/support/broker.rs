@@ -124,6 +124,11 @@ impl Broker {
         format!("http://{}", self.addr)
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// Where the embedded log is.
     pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
