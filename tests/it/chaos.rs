@@ -3,8 +3,8 @@
 //! Redis itself was made to lose history, a `gap`.
 //!
 //! The seed is printed, `HEADWATER_TEST_SEED` replays it; `HEADWATER_CHAOS_FAULTS` sets the length of the schedule.
-//! Seen to fail, with the mechanism broken: a watermark that is not verified on a new connection, a publish that
-//! is repeated when its answer was lost, a session that keeps its position at a new epoch.
+//! Seen to fail, with the mechanism broken: publishes that are repeated when their answer was lost; a rollback that
+//! neither a node that follows nor one that publishes looks for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -269,7 +269,7 @@ async fn a_purge_on_one_node_is_told_on_the_other_and_to_who_comes_back() {
     comes_back_without_a_gap(away, &["b", "a"], &one).await;
 }
 
-/// Seen to fail when a channel that is gone counts as one that never was.
+/// Seen to fail when every cursor counts as younger than the maximum age.
 async fn expired_events_are_a_gap_that_does_not_repeat(store: Store) {
     let broker = Broker::on(store).await.set("retention.max_age", "1s").start().await;
     let old = broker.http.publish("a", "first").await;

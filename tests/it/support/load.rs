@@ -213,6 +213,7 @@ impl Fleet {
         let recorders = self.caught_up(fence).await;
         for recorder in &recorders {
             recorder.check(log, lost).unwrap_or_else(|why| panic!("{why}"));
+            recorder.was_told_of(lost).unwrap_or_else(|why| panic!("{why}"));
             assert!(recorder.gaps().iter().all(|reason| *reason == "reset"), "{:?}", recorder.gaps());
         }
         recorders.iter().map(|recorder| recorder.gaps().len()).sum()

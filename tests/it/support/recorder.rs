@@ -195,6 +195,20 @@ impl Recorder {
         self.connections.iter().map(|connection| connection.got.iter().filter(is_event).count()).sum()
     }
 
+    /// Whoever got what the store lost must have been told of a gap since: what it shows may not exist.
+    pub(crate) fn was_told_of(&self, lost: &[Stored]) -> Result<(), String> {
+        let lost: BTreeSet<&str> = lost.iter().map(|event| event.id.as_str()).collect();
+        let mut untold = None;
+        for got in self.connections.iter().flat_map(|connection| &connection.got) {
+            match got {
+                Got::Gap { .. } => untold = None,
+                Got::Event { id, .. } if lost.contains(id.as_str()) => untold = Some(id),
+                Got::Event { .. } => {}
+            }
+        }
+        untold.map_or(Ok(()), |id| Err(format!("{} got {id}, which was lost, and was not told", self.name)))
+    }
+
     /// Compares with everything that the log holds, in order: on each connection exactly the events of its channels
     /// between where it started and where it ended. Where a gap was announced, the channel's events between the one
     /// before and the one after it may lack. What is in `lost` was delivered before the store lost it, or not.
@@ -348,10 +362,13 @@ mod tests {
 
     #[test]
     fn what_the_store_lost_may_have_come_and_a_stream_that_starts_elsewhere_says_why() {
-        let lost = Stored { id: "25".into(), channel: String::new(), data: "d25".into() };
+        let lost = || Stored { id: "25".into(), channel: String::new(), data: "d25".into() };
         let got = client(&[&[event("1"), event("2"), event("25"), event("3"), event("5")]]);
-        assert_eq!(got.check(&log(), &[lost]), Ok(()));
+        assert_eq!(got.check(&log(), &[lost()]), Ok(()));
         assert!(got.check(&log(), &[]).is_err());
+        assert!(got.was_told_of(&[lost()]).is_err());
+        let told = client(&[&[event("25"), gap_at("25"), event("3"), event("5")]]);
+        assert_eq!(told.was_told_of(&[lost()]), Ok(()));
         let moved = || control("2", "connected", "{}");
         assert!(client(&[&[moved(), event("3"), event("5")]]).check(&log(), &[]).is_err());
         assert_eq!(client(&[&[moved(), gap_at("2"), event("3"), event("5")]]).check(&log(), &[]), Ok(()));
