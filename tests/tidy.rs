@@ -207,7 +207,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries {
         let path = entry.expect("the directory can be read").path();
-        if path.file_name().is_some_and(|name| name == "node_modules") {
+        if path.file_name().is_some_and(|name| name == "node_modules" || name == ".venv") {
             continue;
         }
         if path.is_dir() {
@@ -295,6 +295,28 @@ fn lock_files_name_no_registry() {
         !lock.text.contains("\"resolved\""),
         "remove the `resolved` lines: `.npmrc` beside it keeps them out"
     );
+    let pins = read(&root().join("tests/clients/python/requirements.txt"));
+    assert!(!pins.text.contains("://"), "leave out where packages come from: `--no-emit-index-url`");
+}
+
+#[test]
+fn tests_that_documents_name_exist() {
+    let sources = sources();
+    let mut named = 0;
+    for path in ["docs/clients.md", "docs/proxies.md", "ARCHITECTURE.md"] {
+        let document = read(&root().join(path));
+        // A sentence with underscores, as tests are named, alone or behind its module.
+        for name in document.text.split('`').map(|word| word.rsplit("::").next().unwrap_or(word)) {
+            let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if name.matches('_').count() >= 4 && name.chars().all(is_word) {
+                named += 1;
+                let function = format!("fn {name}(");
+                let exists = sources.iter().any(|file| file.text.contains(&function));
+                assert!(exists, "{path} names the test {name}, which does not exist");
+            }
+        }
+    }
+    assert!(named > 5, "names of tests were found");
 }
 
 #[test]

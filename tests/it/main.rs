@@ -17,6 +17,8 @@ mod chaos;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod contract_control;
 #[cfg(test)]
 mod contract_publish;
@@ -40,6 +42,8 @@ mod layout;
 mod management;
 #[cfg(test)]
 mod overload;
+#[cfg(test)]
+mod proxies;
 #[cfg(test)]
 mod proxy_cut;
 #[cfg(test)]

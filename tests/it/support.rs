@@ -5,12 +5,16 @@
 //! broker that panicked fails the test that started it.
 
 pub(crate) mod broker;
+pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod proxy;
+pub(crate) mod publishing;
 pub(crate) mod recorder;
 pub(crate) mod redis;
 pub(crate) mod resp;
+pub(crate) mod reverse_proxy;
+pub(crate) mod scene;
 pub(crate) mod sse;
 pub(crate) mod sse_parser;
 pub(crate) mod until;
@@ -19,11 +23,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub(crate) use broker::{Broker, Store};
+pub(crate) use client::{Client, Library};
 pub(crate) use http::Http;
 pub(crate) use load::{Fleet, Writers, read_log};
 pub(crate) use proxy::{Mode, Proxy};
+pub(crate) use publishing::Publishing;
 pub(crate) use recorder::Ledger;
 pub(crate) use redis::Redis;
+pub(crate) use reverse_proxy::{ReverseProxy, recommended};
 pub(crate) use sse::Subscribe;
 pub(crate) use sse_parser::Event;
 pub(crate) use until::{until, within};

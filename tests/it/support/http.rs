@@ -8,7 +8,7 @@ use reqwest::{Body, Client, Method};
 use serde_json::{Value, json};
 
 use super::recorder::Stored;
-use super::until::{DEADLINE, until};
+use super::until::{DEADLINE, Wait};
 
 /// A client of one broker. Clones share connections.
 #[derive(Clone, Debug)]
@@ -159,21 +159,19 @@ impl Http {
         let path = format!("/channels/{}/events", escape(channel));
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
         let body = json!({ "data": data }).to_string();
-        until("a publish with an idempotency key is acknowledged", async || {
+        let wait = Wait::until("a publish with an idempotency key is acknowledged");
+        loop {
             match self.try_send(Method::POST, &path, &headers, body.clone()).await {
-                Ok(answer) if matches!(answer.status, 200 | 201) => Some(answer.receipt()),
+                Ok(answer) if matches!(answer.status, 200 | 201) => return answer.receipt(),
                 Ok(answer) => {
                     let outcome = answer.clone().problem(503)["outcome"].clone();
-                    assert!(
-                        ["not_published", "unknown"].contains(&outcome.as_str().unwrap_or("")),
-                        "{answer:?}"
-                    );
-                    None
+                    let outcome = outcome.as_str().unwrap_or_default();
+                    assert!(["not_published", "unknown"].contains(&outcome), "{answer:?}");
                 }
-                Err(_) => None,
+                Err(_) => {}
             }
-        })
-        .await
+            wait.again().await;
+        }
     }
 
     /// The newest 1,000 events of a channel, oldest first.

@@ -1,13 +1,14 @@
-//! A bad network: a TCP proxy between a broker and Redis, or between a client and a broker, that cuts, stalls,
-//! slows down, closes one direction or loses answers when a test says so.
+//! A bad network: a TCP proxy between a broker and Redis, or between a client and a broker, that cuts (also right
+//! behind given bytes), resets, stalls, slows down, closes one direction or loses answers when a test says so.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -36,7 +37,7 @@ const REST: Duration = Duration::from_millis(5);
 pub(crate) struct Proxy {
     addr: SocketAddr,
     network: watch::Sender<Network>,
-    answers_lost: Arc<AtomicU64>,
+    toll: Arc<Toll>,
     _tasks: JoinSet<()>,
 }
 
@@ -47,6 +48,28 @@ struct Network {
     port: u16,
     /// Connections of an earlier generation are cut.
     generation: u64,
+    /// The cut is a reset (RFC 9293, 3.5.2), which tells the peer that it is no regular end.
+    reset: bool,
+}
+
+/// What answers pay on their way.
+#[derive(Default)]
+struct Toll {
+    /// Bytes that were lost.
+    lost: AtomicU64,
+    /// Connections so far.
+    connections: AtomicU64,
+    blade: Mutex<Option<Blade>>,
+}
+
+/// Where connections are cut.
+struct Blade {
+    /// Right behind this.
+    text: Vec<u8>,
+    /// Younger connections are spared.
+    youngest: u64,
+    /// So many more.
+    cuts_left: usize,
 }
 
 impl Proxy {
@@ -54,11 +77,12 @@ impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free loopback port");
         let addr = listener.local_addr().expect("a bound socket has an address");
-        let (network, watching) = watch::channel(Network { mode: Mode::Pass, port, generation: 0 });
-        let answers_lost = Arc::new(AtomicU64::new(0));
+        let (network, watching) =
+            watch::channel(Network { mode: Mode::Pass, port, generation: 0, reset: false });
+        let toll = Arc::new(Toll::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, watching, answers_lost.clone()));
-        Self { addr, network, answers_lost, _tasks: tasks }
+        tasks.spawn(accept(listener, watching, toll.clone()));
+        Self { addr, network, toll, _tasks: tasks }
     }
 
     /// Where to connect.
@@ -78,57 +102,130 @@ impl Proxy {
 
     /// Leads to another server from now on, as an address that moves at a failover; open connections are cut.
     pub(crate) fn lead_to(&self, port: u16) {
-        self.network
-            .send_modify(|network| (network.port, network.generation) = (port, network.generation + 1));
+        self.network.send_modify(|network| network.port = port);
+        self.cut();
     }
 
     /// Closes every open connection; what was under way is lost.
     pub(crate) fn cut(&self) {
-        self.network.send_modify(|network| network.generation += 1);
+        self.end_all(false);
+    }
+
+    /// [`Proxy::cut`], so that nobody can take it for a regular end.
+    pub(crate) fn reset(&self) {
+        self.end_all(true);
+    }
+
+    fn end_all(&self, reset: bool) {
+        self.network.send_modify(|network| {
+            network.generation += 1;
+            network.reset = reset;
+        });
+    }
+
+    /// Closes the next `connections` over which the server sends `text` right behind it. See [`Proxy::cuts_left`].
+    pub(crate) fn cut_behind(&self, text: &str, connections: usize) {
+        self.toll.arm(text, u64::MAX, connections);
+    }
+
+    /// The same for those that are open, each once; connections to come are spared.
+    pub(crate) fn cut_open_behind(&self, text: &str) {
+        self.toll.arm(text, self.toll.connections.load(Ordering::Relaxed), usize::MAX);
+    }
+
+    /// How many of the connections of [`Proxy::cut_behind`] are still to be cut.
+    pub(crate) fn cuts_left(&self) -> usize {
+        self.toll.blade.lock().as_ref().map_or(0, |blade| blade.cuts_left)
     }
 
     /// Bytes of answers that were lost so far.
     pub(crate) fn answers_lost(&self) -> u64 {
-        self.answers_lost.load(Ordering::Relaxed)
+        self.toll.lost.load(Ordering::Relaxed)
     }
 }
 
-async fn accept(listener: TcpListener, network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
+impl Toll {
+    fn arm(&self, text: &str, youngest: u64, cuts_left: usize) {
+        *self.blade.lock() = Some(Blade { text: text.into(), youngest, cuts_left });
+    }
+
+    /// Where in `piece`, which follows `seen`, this connection is to be cut; keeps in `seen` what may be its beginning.
+    fn cut(&self, connection: u64, seen: &mut Vec<u8>, piece: &[u8]) -> Option<usize> {
+        let mut armed = self.blade.lock();
+        let blade = armed.as_mut().filter(|blade| connection <= blade.youngest)?;
+        let before = seen.len();
+        seen.extend_from_slice(piece);
+        let found = seen.windows(blade.text.len()).position(|window| window == blade.text);
+        let end = found.map(|at| at + blade.text.len() - before);
+        seen.drain(..seen.len() - (blade.text.len() - 1).min(seen.len()));
+        if end.is_some() {
+            blade.cuts_left -= 1;
+            if blade.cuts_left == 0 {
+                *armed = None;
+            }
+        }
+        end
+    }
+}
+
+async fn accept(listener: TcpListener, network: watch::Receiver<Network>, toll: Arc<Toll>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
         while connections.try_join_next().is_some() {}
         if network.borrow().mode != Mode::Refuse {
-            connections.spawn(connect(client, network.clone(), lost.clone()));
+            connections.spawn(connect(client, network.clone(), toll.clone()));
         }
     }
 }
 
-async fn connect(client: TcpStream, mut network: watch::Receiver<Network>, lost: Arc<AtomicU64>) {
+async fn connect(mut client: TcpStream, mut network: watch::Receiver<Network>, toll: Arc<Toll>) {
     let Network { port, generation, .. } = *network.borrow();
-    let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let number = toll.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
     let requests = pump(from_client, to_server, network.clone(), None);
-    let answers = pump(from_server, to_client, network.clone(), Some(lost));
-    tokio::select! {
-        _ = async { tokio::join!(requests, answers) } => {}
-        // Dropping both sockets is the cut.
-        _ = network.wait_for(|network| network.generation != generation) => {}
+    let answers = pump(from_server, to_client, network.clone(), Some((&toll, number)));
+    let both = async {
+        let (mut requests, mut answers) = (pin!(requests), pin!(answers));
+        tokio::select! {
+            end = &mut answers => if end == End::Regular { requests.await; },
+            _ = &mut requests => { answers.await; },
+        }
+    };
+    // Dropping both sockets is the cut.
+    let reset = tokio::select! {
+        () = both => false,
+        network = network.wait_for(|network| network.generation != generation) => network.is_ok_and(|n| n.reset),
+    };
+    if reset {
+        // Fails only for a connection that is gone already.
+        let _ = (client.set_zero_linger(), server.set_zero_linger());
     }
 }
 
-/// Passes bytes on in one direction until it ends; `answers` marks the direction that can lose them.
+/// How a direction came to its end.
+#[derive(PartialEq, Eq)]
+enum End {
+    Regular,
+    /// See [`Proxy::cut_behind`].
+    Cut,
+}
+
+/// Passes bytes on in one direction until it ends; `answers` marks the direction that can lose them, and names the
+/// connection.
 async fn pump(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
     mut network: watch::Receiver<Network>,
-    answers: Option<Arc<AtomicU64>>,
-) {
+    answers: Option<(&Toll, u64)>,
+) -> End {
     let mut buffer = vec![0; 16 * 1024];
+    let mut seen = Vec::new();
     loop {
         let Ok(network_now) = network.wait_for(|network| network.mode != Mode::Stall).await.map(|n| n.mode)
         else {
-            return;
+            return End::Regular;
         };
         if network_now == Mode::HalfClose && answers.is_some() {
             break;
@@ -141,22 +238,27 @@ async fn pump(
         let Ok(length @ 1..) = read else { break };
         let mode = match network.wait_for(|network| network.mode != Mode::Stall).await {
             Ok(network) => network.mode,
-            Err(_) => return,
+            Err(_) => return End::Regular,
         };
-        match (&answers, mode) {
-            (Some(lost), Mode::LoseAnswers) => {
-                lost.fetch_add(length as u64, Ordering::Relaxed);
+        match (answers, mode) {
+            (Some((toll, _)), Mode::LoseAnswers) => {
+                toll.lost.fetch_add(length as u64, Ordering::Relaxed);
                 continue;
             }
             (_, Mode::Slow(_)) => tokio::time::sleep(REST).await,
             _ => {}
         }
-        if to.write_all(&buffer[..length]).await.is_err() {
+        let cut = answers.and_then(|(toll, number)| toll.cut(number, &mut seen, &buffer[..length]));
+        if to.write_all(&buffer[..cut.unwrap_or(length)]).await.is_err() {
             break;
+        }
+        if cut.is_some() {
+            return End::Cut;
         }
     }
     // The other direction goes on; its peer's end is what it still waits for.
     let _ = to.shutdown().await;
+    End::Regular
 }
 
 #[cfg(test)]
@@ -224,5 +326,37 @@ mod tests {
             ask(&mut third, 1).await
         };
         assert!(refused.await.is_err(), "new connections are refused");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_cut_right_behind_the_bytes_that_were_named_and_no_more_often() {
+        let (_server, proxy) = counting_server().await;
+        proxy.cut_behind("cde", 1);
+        let mut cut = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(ask(&mut cut, b'c').await.unwrap(), b'd', "that begins elsewhere");
+        for byte in b"bc" {
+            assert_eq!(ask(&mut cut, *byte).await.unwrap(), byte + 1);
+        }
+        assert_eq!(proxy.cuts_left(), 1);
+        cut.write_all(b"def").await.unwrap();
+        let mut rest = Vec::new();
+        within("the cut", cut.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!((rest.as_slice(), proxy.cuts_left()), (&b"e"[..], 0), "the end came as a regular one");
+
+        let mut old = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(ask(&mut old, 1).await.unwrap(), 2);
+        proxy.cut_open_behind("cde");
+        let mut kept = TcpStream::connect(proxy.addr()).await.unwrap();
+        for byte in b"bcde" {
+            assert_eq!(ask(&mut kept, *byte).await.unwrap(), byte + 1);
+        }
+        old.write_all(b"bcd").await.unwrap();
+        let mut rest = Vec::new();
+        within("the cut", old.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!(rest, b"cde", "it was open before");
+
+        proxy.reset();
+        let error = within("the reset", kept.read_u8()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 }

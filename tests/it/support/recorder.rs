@@ -189,6 +189,11 @@ impl Recorder {
         gaps
     }
 
+    /// How many connections were begun.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// How many published events came.
     pub(crate) fn received(&self) -> usize {
         let is_event = |got: &&Got| matches!(got, Got::Event { .. });
