@@ -39,6 +39,8 @@ mod layout;
 #[cfg(test)]
 mod management;
 #[cfg(test)]
+mod metrics;
+#[cfg(test)]
 mod overload;
 #[cfg(test)]
 mod proxy_cut;

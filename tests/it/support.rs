@@ -2,11 +2,12 @@
 //! what a client got.
 //!
 //! Invariant: nothing outlives its test. Brokers, Redis servers and proxies end when they are dropped, and a
-//! broker that panicked fails the test that started it.
+//! broker that panicked, or that keeps something of clients that are gone, fails the test that started it.
 
 pub(crate) mod broker;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod metrics;
 pub(crate) mod proxy;
 pub(crate) mod recorder;
 pub(crate) mod redis;
@@ -21,6 +22,7 @@ use rand::rngs::StdRng;
 pub(crate) use broker::{Broker, Store};
 pub(crate) use http::Http;
 pub(crate) use load::{Fleet, Writers, read_log};
+pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use recorder::Ledger;
 pub(crate) use redis::Redis;
