@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod problem;
 mod publish;
 mod query;
+mod socket;
 mod stream;
 mod subscribe;
 

@@ -29,9 +29,13 @@ mod earthquakes;
 #[cfg(test)]
 mod functions;
 #[cfg(test)]
+mod half_open;
+#[cfg(test)]
 mod history_lost;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod http2;
 #[cfg(test)]
 mod injection;
 #[cfg(test)]

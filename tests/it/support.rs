@@ -6,8 +6,10 @@
 
 pub(crate) mod broker;
 pub(crate) mod http;
+pub(crate) mod http2;
 pub(crate) mod load;
 pub(crate) mod metrics;
+pub(crate) mod peer;
 pub(crate) mod proxy;
 pub(crate) mod recorder;
 pub(crate) mod redis;
@@ -21,8 +23,10 @@ use rand::rngs::StdRng;
 
 pub(crate) use broker::{Broker, Store};
 pub(crate) use http::Http;
+pub(crate) use http2::Http2;
 pub(crate) use load::{Fleet, Writers, read_log};
 pub(crate) use metrics::Metrics;
+pub(crate) use peer::Peer;
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use recorder::Ledger;
 pub(crate) use redis::Redis;

@@ -203,6 +203,11 @@ impl Broker {
         self.http = Http::new(self.addr);
     }
 
+    /// Closes the connections that its own client keeps.
+    pub(crate) fn forget_connections(&mut self) {
+        self.http = Http::new(self.addr);
+    }
+
     /// What it says of itself now.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::of(self.addr).expect("the broker answers GET /metrics")
@@ -216,6 +221,19 @@ impl Broker {
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a living process has memory");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
         kib * 1024
+    }
+
+    /// Bytes that the kernel holds for each of its connections because they were not sent or not acknowledged
+    /// (`proc_pid_net(5)`, `tcp`, `tx_queue`).
+    pub(crate) fn unsent_bytes(&self) -> Vec<u64> {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux lists its sockets");
+        let own = format!(":{:04X}", self.addr.port());
+        let unsent = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let queued = fields.get(4).filter(|_| fields[1].ends_with(&own))?.split_once(':')?.0;
+            u64::from_str_radix(queued, 16).ok()
+        };
+        sockets.lines().filter_map(unsent).collect()
     }
 
     async fn ready(&self) {
@@ -240,7 +258,6 @@ impl Drop for Broker {
             !matches!(runtime, Ok(tokio::runtime::RuntimeFlavor::CurrentThread)),
             "clients can only end while the broker is dropped with #[tokio::test(flavor = \"multi_thread\", ..)]"
         );
-        // Its own client keeps connections.
         self.http = Http::new(self.addr);
         assert_nothing_left_behind(self.addr, start);
     }

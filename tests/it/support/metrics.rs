@@ -28,7 +28,7 @@ pub(crate) struct Metrics {
     /// Types by name, as `counter`.
     pub(crate) types: BTreeMap<String, String>,
     /// Values by series, as `headwater_gaps_total{reason="reset"}`.
-    pub(crate) series: BTreeMap<String, f64>,
+    pub(crate) series: BTreeMap<String, String>,
 }
 
 impl Metrics {
@@ -54,25 +54,26 @@ impl Metrics {
                 assert_eq!(before, None, "{name} stands there twice");
             } else if !line.starts_with('#') {
                 let (series, value) = line.rsplit_once(' ').expect("a value follows the series");
-                let value = value.parse().unwrap_or_else(|_| panic!("no number in {line:?}"));
-                let before = metrics.series.insert(series.to_owned(), value);
+                assert!(value.parse::<f64>().is_ok(), "no number in {line:?}");
+                let before = metrics.series.insert(series.to_owned(), value.to_owned());
                 assert_eq!(before, None, "{series} stands there twice");
             }
         }
         metrics
     }
 
-    /// One series, or all series of this name together.
-    pub(crate) fn get(&self, name: &str) -> f64 {
+    /// One series, or all series of this name together; a number of things.
+    pub(crate) fn get(&self, name: &str) -> u64 {
         let is_it =
             |series: &str| series == name || series.split_once('{').is_some_and(|(own, _)| own == name);
         let mut found = self.series.iter().filter(|(series, _)| is_it(series)).peekable();
         assert!(found.peek().is_some(), "no {name} in {self:?}");
-        found.map(|(_, value)| value).sum()
+        let whole = |value: &str| value.parse::<u64>().unwrap_or_else(|_| panic!("{name} is {value}"));
+        found.map(|(_, value)| whole(value)).sum()
     }
 
     /// Tasks that serve no connection: as many as at the start when nothing was left behind.
-    fn standing_tasks(&self) -> f64 {
+    fn standing_tasks(&self) -> u64 {
         self.get("headwater_tokio_tasks") - self.get("headwater_connections")
     }
 
@@ -81,12 +82,12 @@ impl Metrics {
         let mut left: Vec<String> = IDLE
             .iter()
             .map(|name| (name, self.get(name)))
-            .filter(|(_, value)| *value != 0.0)
+            .filter(|(_, value)| *value > 0)
             .map(|(name, value)| format!("{name} is {value}"))
             .collect();
         // The connection that asks is one.
         let connections = self.get("headwater_connections");
-        if connections > 1.0 {
+        if connections > 1 {
             left.push(format!("headwater_connections is {connections}, one of them asks"));
         }
         let (tasks, before) = (self.standing_tasks(), start.standing_tasks());
@@ -116,8 +117,8 @@ pub(crate) fn assert_nothing_left_behind(addr: SocketAddr, start: &Metrics) {
 #[test]
 fn what_is_left_is_named() {
     let look = |streams: u32, connections: u32, tasks: u32| {
-        let mut text: String = IDLE.iter().map(|name| format!("{name} 0\n")).collect();
-        text = text.replace("event_streams 0", &format!("event_streams {streams}"));
+        let idle = IDLE.join(" 0\n") + " 0\n";
+        let text = idle.replace("event_streams 0", &format!("event_streams {streams}"));
         Metrics::parse(&format!("{text}headwater_connections {connections}\nheadwater_tokio_tasks {tasks}\n"))
     };
     let start = look(0, 1, 6);
@@ -131,5 +132,5 @@ fn what_is_left_is_named() {
         assert!(left.len() == 1 && left[0].contains(expected), "{left:?}");
     }
     let labelled = Metrics::parse("# TYPE a_total counter\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3\n");
-    assert_eq!((labelled.get("a_total"), labelled.get("a_total{x=\"2\"}")), (5.0, 3.0));
+    assert_eq!((labelled.get("a_total"), labelled.get("a_total{x=\"2\"}")), (5, 3));
 }
