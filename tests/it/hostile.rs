@@ -42,7 +42,8 @@ async fn a_client_that_does_not_finish_its_head_is_dropped() {
     for begin in beginnings {
         Peer::sending(broker.addr, begin).await.read_to_end().await;
     }
-    broker.http.get("/healthz").await.expect(200);
+    let answered = Peer::sending(broker.addr, get("/healthz")).await.read_to_end().await;
+    assert!(answered.starts_with(b"HTTP/1.1 200 "), "and who asks nothing further is dropped, too");
 }
 
 /// Sends `begin` and then `more` again and again, until the broker hangs up.
@@ -54,14 +55,14 @@ async fn trickle(addr: SocketAddr, begin: Vec<u8>, more: &'static [u8]) {
     }
 }
 
-/// Seen to fail with a timer that begins anew with every byte, and with none on HTTP/2's headers.
+/// Seen to fail without a timer on the heads of HTTP/1.1, and without one on connections of HTTP/2 that have no
+/// request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_that_come_byte_by_byte_are_dropped_and_disturb_nobody() {
     let broker = Broker::on(Store::Embedded).await.set("server.header_timeout", "500ms").start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
-    // HEADERS that do not end, and a CONTINUATION of one byte that does not end them either (RFC 9113, 6.10).
-    let headers = [PREFACE, SETTINGS, &[0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82]].concat();
-    let continuation: &[u8] = &[0, 0, 1, 9, 0, 0, 0, 0, 1, 0x86];
+    // A HEADERS frame that announces 16,000 bytes (RFC 9113, section 6.2).
+    let headers = [PREFACE, SETTINGS, &[0, 0x3e, 0x80, 1, 5, 0, 0, 0, 1]].concat();
     let mut slow = JoinSet::new();
     for _ in 0..100 {
         slow.spawn(trickle(
@@ -69,7 +70,7 @@ async fn heads_that_come_byte_by_byte_are_dropped_and_disturb_nobody() {
             b"GET /events HTTP/1.1\r\nHost: localhost\r\nX-Slow: ".to_vec(),
             b"x",
         ));
-        slow.spawn(trickle(broker.addr, headers.clone(), continuation));
+        slow.spawn(trickle(broker.addr, headers.clone(), &[0x82]));
     }
     for number in 0..20 {
         broker.http.publish("a", number.to_string()).await;
@@ -117,7 +118,7 @@ async fn come_and_go(addr: SocketAddr, manner: u16) {
 }
 
 /// Seen to fail with a session that stays registered when it is dropped, with a listener that stays in its topic,
-/// and with a driver that is kept for a moment in a list of its own.
+/// and with a task for each connection that does not end.
 async fn thousands_that_come_and_go_leave_nothing(store: Store) {
     let broker = Broker::start(store).await;
     broker.http.publish_all("a", &vec!["x".repeat(1_000); 50]).await;
@@ -244,6 +245,7 @@ async fn a_client_that_ends_its_direction_is_gone() {
     streams_end(&broker).await;
 }
 
+/// Seen to fail when a connection ends with its first answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_in_one_piece_are_answered_in_their_order_and_the_last_one_streams() {
     let broker = Broker::start(Store::Embedded).await;

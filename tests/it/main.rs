@@ -58,3 +58,5 @@ mod resume;
 mod shutdown;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod soak;

@@ -40,8 +40,8 @@ fn numbered(number: usize) -> String {
     format!("{number}:{}", "x".repeat(EVENT_BYTES))
 }
 
-/// Broken to see it fail: rings without a bound (on Redis, where nothing else takes memory), and a ring that forgets
-/// that it dropped frames.
+/// Broken to see it fail: rings without a bound (on Redis, where nothing else takes memory), a ring that forgets that
+/// it dropped frames, and a kernel without `TCP_NOTSENT_LOWAT`, which holds 3.6 MB for each subscriber.
 async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memory(store: Store) {
     // Longer than a busy machine takes for all of this: the subscribers are to be slow, not given up.
     let setup = Broker::on(store).await.set("retention.max_length", "10000").set("sse.write_timeout", "1h");
@@ -88,7 +88,7 @@ async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memor
 }
 
 /// What retention took from a subscriber that does not read is told, once; what it left is delivered. Seen to fail
-/// with a session that takes a page's first event for the next one.
+/// with a session that takes what a page begins with for what follows its position.
 async fn a_subscriber_that_stops_reading_for_too_long_is_told_what_it_missed(store: Store) {
     let kept = 100;
     let setup = Broker::on(store).await.set("retention.max_length", &kept.to_string());

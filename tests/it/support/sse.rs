@@ -305,6 +305,12 @@ impl SseReader {
         peer::vanish(&self.socket);
     }
 
+    /// Ends the direction to the broker.
+    pub(crate) async fn end_sending(&mut self) {
+        // The broker may have hung up before.
+        let _ = self.socket.shutdown().await;
+    }
+
     /// Ends the connection with a reset.
     pub(crate) fn reset(self) {
         peer::reset(&self.socket);
