@@ -35,6 +35,10 @@ fmt: ## Format the code
 chaos: setup ## Break things for a long time: two nodes, their networks and their Redis
 	HEADWATER_CHAOS_FAULTS=$${HEADWATER_CHAOS_FAULTS:-200} $(CARGO) test --locked --test it chaos:: -- --nocapture
 
+.PHONY: soak
+soak: setup ## Connect, subscribe, publish and leave 200,000 times, and look at the memory
+	HEADWATER_SOAK_CYCLES=$${HEADWATER_SOAK_CYCLES:-200000} $(CARGO) test --locked --release --test it soak:: -- --nocapture --test-threads 1
+
 .PHONY: bench
 bench: ## Measure the hot functions, and the function library in Redis
 	$(CARGO) bench --locked --bench hot

@@ -22,16 +22,19 @@ use crate::config::sse::Heartbeat;
 use crate::config::{Config, InvalidKey};
 use crate::fanout::{FanoutOptions, Hub, RingLimits};
 use crate::http::listener::ListenerOptions;
+use crate::http::metrics::HttpMetrics;
 use crate::http::{self, App, AppOptions};
 use crate::id::Partition;
 use crate::lifecycle::Scope;
 use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, OpenError, system_clock};
 use crate::log::redis::RedisLog;
 use crate::log::{Log, LogError};
+use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::session::SessionOptions;
+use crate::session::metrics::SessionMetrics;
 use crate::sse::ClosingReason;
-use crate::tailer::Tailer;
+use crate::tailer::{Tailer, TailerMetrics};
 
 /// Part of the memory budget for pages of history; the rest is for rings.
 const PAGES_SHARE: usize = 4;
@@ -90,19 +93,30 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
     let served = scope.hard().child_token();
     let workers = TaskTracker::new();
     let publisher = Publisher::start(&log, &hub, &workers, &served);
+    let (tailer_metrics, http_metrics) = (TailerMetrics::default(), HttpMetrics::default());
     let mut pulses = Vec::new();
     for partition in (0..log.partitions()).map(Partition) {
-        let tailer = Tailer::new(partition, Arc::clone(&log), Arc::clone(&hub));
+        let tailer = Tailer::new(partition, Arc::clone(&log), Arc::clone(&hub), tailer_metrics.clone());
         pulses.push(tailer.pulse());
         scope.spawn_critical("tailer", tailer.run(served.clone()));
     }
     let options = app_options(config, descriptors);
+    let metrics = Metrics::new(|registry| {
+        http_metrics.register(registry);
+        options.session.metrics.register(registry);
+        hub.register(registry);
+        tailer_metrics.register(registry, &pulses);
+        publisher.register(registry);
+        log.register(registry);
+    });
     let app = App {
         log: Arc::clone(&log),
         hub: Arc::clone(&hub),
         publisher,
         pulses,
         scope: scope.clone(),
+        metrics,
+        http_metrics,
         options,
     };
     let end_of_service = served.clone().drop_guard();
@@ -156,6 +170,7 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         comment_heartbeats: config.sse.heartbeat == Heartbeat::Comment,
         retry: config.sse.retry,
         lifetime_max: config.sse.lifetime_max,
+        metrics: SessionMetrics::default(),
     };
     AppOptions {
         session: Arc::new(session),

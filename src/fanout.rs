@@ -8,6 +8,7 @@
 pub mod filter;
 pub mod frame;
 pub mod mailbox;
+mod metrics;
 pub mod pages;
 pub mod ring;
 pub mod topic;
@@ -21,6 +22,7 @@ use slab::Slab;
 
 pub use self::filter::{Filter, Filters};
 pub use self::mailbox::Mailbox;
+pub use self::metrics::FanoutMetrics;
 pub use self::pages::Pages;
 use self::ring::Ring;
 pub use self::ring::RingLimits;
@@ -47,6 +49,7 @@ pub struct Hub {
     /// Filters in use.
     pub filters: Filters,
     sessions: Mutex<Slab<Arc<Mailbox>>>,
+    metrics: FanoutMetrics,
 }
 
 /// Memory that a hub may use.
@@ -117,6 +120,7 @@ impl Hub {
             topics: Mutex::new(Topics { looked: tail.last, ..Topics::default() }),
             marks: Mutex::new(Marks { watermark: tail.last, epoch: tail.epoch, seen: tail.last }),
         };
+        let metrics = FanoutMetrics::default();
         Arc::new(Self {
             partitions: tails.iter().map(partition).collect(),
             retention,
@@ -124,9 +128,10 @@ impl Hub {
             rings_bytes: Arc::default(),
             rings_bytes_max: options.rings_bytes_max,
             rings_floor: AtomicUsize::new(0),
-            pages: Pages::new(log, options.page_bytes_max),
+            pages: Pages::new(log, options.page_bytes_max, metrics.clone()),
             filters: Filters::default(),
             sessions: Mutex::default(),
+            metrics,
         })
     }
 
@@ -187,6 +192,14 @@ impl Hub {
     /// Topics of this node.
     pub fn topics(&self) -> usize {
         self.partitions.iter().map(|hub| hub.topics.lock().by_channel.len()).sum()
+    }
+
+    /// Listeners of all topics together.
+    pub fn subscriptions(&self) -> usize {
+        let of = |hub: &PartitionHub| -> usize {
+            hub.topics.lock().by_channel.values().map(|topic| topic.listeners()).sum()
+        };
+        self.partitions.iter().map(of).sum()
     }
 
     /// Notes a session, so that it can be told to close; answers a key for [`Hub::forget`].
@@ -290,6 +303,7 @@ impl Hub {
             hub.topics.lock().by_channel.values().for_each(|topic| topic.shrink());
         }
         self.rings_floor.store(self.rings_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.metrics.ring_cuts.inc();
         tracing::info!(
             bytes,
             "the rings exceeded their share of fanout.memory_bytes_max and were cut to their newest frames"

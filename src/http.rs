@@ -7,9 +7,11 @@ mod connection;
 mod guard;
 pub mod listener;
 mod manage;
+pub mod metrics;
 pub mod problem;
 mod publish;
 mod query;
+mod socket;
 mod stream;
 mod subscribe;
 
@@ -28,6 +30,7 @@ use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::listener::ListenerOptions;
+use self::metrics::HttpMetrics;
 use self::problem::{Code, Problem};
 use crate::channel::Channel;
 use crate::config::cors::AllowedOrigins;
@@ -35,6 +38,7 @@ use crate::fanout::Hub;
 use crate::lifecycle::Scope;
 use crate::log::Log;
 use crate::log::retention::RetentionRules;
+use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::session::SessionOptions;
 use crate::sse::ClosingReason;
@@ -44,7 +48,7 @@ use crate::tailer::Pulse;
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
 const NO_SUCH_PATH: &str = "there are /events, /cursor, /channels, /channels/{channel}, /channels/{channel}/events, \
-     /healthz and /readyz; try GET /events?channels=demo";
+     /healthz, /readyz and /metrics; try GET /events?channels=demo";
 
 /// What handlers share.
 pub struct App {
@@ -58,6 +62,10 @@ pub struct App {
     pub pulses: Vec<Arc<Pulse>>,
     /// Tells when the node leaves.
     pub scope: Scope,
+    /// What everybody counts.
+    pub metrics: Metrics,
+    /// What this side counts.
+    pub http_metrics: HttpMetrics,
     /// Settings.
     pub options: AppOptions,
 }
@@ -100,8 +108,8 @@ impl App {
 
 /// Serves until the drain begins.
 pub async fn serve(listener: TcpListener, app: Arc<App>) {
-    let (options, scope) = (app.options.listener, app.scope.clone());
-    listener::serve(listener, router(app), options, scope).await;
+    let (options, scope, metrics) = (app.options.listener, app.scope.clone(), app.http_metrics.clone());
+    listener::serve(listener, router(app), options, scope, metrics).await;
 }
 
 /// All routes.
@@ -116,16 +124,18 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/channels/{channel}/adopt", post(manage::adopt))
         .route("/healthz", get(manage::healthz))
         .route("/readyz", get(manage::readyz))
+        .route("/metrics", get(metrics::metrics))
         .fallback(|| async { Problem::new(Code::NotFound, NO_SUCH_PATH) })
         .layer(from_fn(explain_method));
-    let loopback_only = app.options.loopback_only;
+    let (loopback_only, http_metrics) = (app.options.loopback_only, app.http_metrics.clone());
     let router = router.with_state(app);
     let router = if loopback_only {
         router.layer(from_fn_with_state(Arc::clone(&allowed), guard::loopback_only))
     } else {
         router
     };
-    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed))
+    let count_refusals = from_fn_with_state(http_metrics, metrics::count_refusals);
+    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed)).layer(count_refusals)
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.

@@ -49,4 +49,5 @@ pub mod broker;
 pub mod clock;
 pub mod config;
 pub mod lifecycle;
+pub mod metrics;
 pub mod telemetry;

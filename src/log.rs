@@ -24,6 +24,7 @@ use async_trait::async_trait;
 use crate::channel::Channel;
 use crate::event::{Draft, Event};
 use crate::id::{Partition, StreamId};
+use crate::metrics::Registry;
 pub use bounds::{Bounds, Known, Proof};
 pub use retention::Retention;
 
@@ -78,6 +79,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// Whether the store answers now.
     async fn ping(&self) -> Result<(), LogError>;
+
+    /// Registers what this store counts.
+    fn register(&self, _registry: &mut Registry) {}
 
     /// Ends connections and background work after the last use; what was acknowledged is safe before.
     async fn close(&self);

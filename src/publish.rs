@@ -5,6 +5,8 @@
 //! partition are appended in the order in which they were taken; an answer says what is known about the
 //! outcome, and nothing is sent twice.
 
+mod metrics;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::metrics::PublishMetrics;
 use crate::fanout::Hub;
 use crate::id::{EventId, Partition};
 use crate::log::{AppendItem, AppendRequest, Appended, Log, LogError, Outcome, Receipt, Refusal};
@@ -33,12 +36,16 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub struct Publisher {
     partitions: Vec<Queue>,
     hub: Arc<Hub>,
+    metrics: PublishMetrics,
 }
 
 struct Queue {
     sender: mpsc::Sender<Waiting>,
     bytes: Arc<Semaphore>,
 }
+
+/// What a publisher waits for.
+type Answer = oneshot::Receiver<Result<Vec<Receipt>, PublishError>>;
 
 struct Waiting {
     request: AppendRequest,
@@ -95,14 +102,16 @@ impl Publisher {
         tracker: &TaskTracker,
         stop: &CancellationToken,
     ) -> Self {
+        let metrics = PublishMetrics::default();
         let start_queue = |partition| {
             let (sender, receiver) = mpsc::channel(QUEUE_REQUESTS_MAX);
-            let coalescer = Coalescer { partition, log: Arc::clone(log), receiver, failing: false };
+            let (log, metrics) = (Arc::clone(log), metrics.clone());
+            let coalescer = Coalescer { partition, log, receiver, failing: false, metrics };
             tracker.spawn(coalescer.run(stop.clone()));
             Queue { sender, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
         };
         let partitions = (0..log.partitions()).map(Partition).map(start_queue).collect();
-        Self { partitions, hub: Arc::clone(hub) }
+        Self { partitions, hub: Arc::clone(hub), metrics }
     }
 
     /// Publishes items of one partition, all or nothing, and waits for the log.
@@ -129,6 +138,16 @@ impl Publisher {
         partition: Partition,
         request: AppendRequest,
     ) -> Result<Vec<Receipt>, PublishError> {
+        let items = request.items.len();
+        let answered = self.enqueue(partition, request);
+        let answered = answered.inspect_err(|error| self.metrics.failed(items, error))?;
+        // The coalescer answers everything it took; that it went away with the request is a lost answer.
+        let lost = || PublishError::Log(LogError::Unknown("the publishing task ended".to_owned()));
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Where the answer to the request will come.
+    fn enqueue(&self, partition: Partition, request: AppendRequest) -> Result<Answer, PublishError> {
         let queue = &self.partitions[usize::from(partition.0)];
         let bytes = request_bytes(&request);
         let permits = u32::try_from(bytes.min(QUEUE_BYTES_MAX)).expect("the queue is smaller than 4 GiB");
@@ -141,9 +160,7 @@ impl Publisher {
             mpsc::error::TrySendError::Full(_) => PublishError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => PublishError::Stopping,
         })?;
-        // The coalescer answers everything it took; that it went away with the request is a lost answer.
-        let lost = || PublishError::Log(LogError::Unknown("the publishing task ended".to_owned()));
-        answered.await.unwrap_or_else(|_| Err(lost()))
+        Ok(answered)
     }
 }
 
@@ -158,6 +175,7 @@ struct Coalescer {
     receiver: mpsc::Receiver<Waiting>,
     /// The last call failed: told once, and so is the end of it.
     failing: bool,
+    metrics: PublishMetrics,
 }
 
 impl Coalescer {
@@ -195,22 +213,28 @@ impl Coalescer {
         let now = Instant::now();
         let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(|waiting| waiting.deadline <= now);
         for waiting in late {
+            self.metrics.failed(waiting.request.items.len(), &PublishError::TimedOut);
             let _ = waiting.answer.send(Err(PublishError::TimedOut));
         }
         let Some(deadline) = batch.iter().map(|waiting| waiting.deadline).max() else { return };
         let (requests, answers): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|w| (w.request, (w.answer, w.permit))).unzip();
+        let called = Instant::now();
         let append = self.log.append(self.partition, &requests);
         let result = match timeout_at(deadline, append).await {
             Ok(result) => result,
             Err(_) => Err(LogError::Unknown("no answer in time".to_owned())),
         };
+        self.metrics.append_seconds.observe(called.elapsed().as_secs_f64());
         self.tell(&result);
         let results = match result {
             Ok(results) => results.into_iter().map(into_answer).collect(),
             Err(error) => vec![Err(PublishError::Log(error)); requests.len()],
         };
-        for ((answer, _permit), result) in answers.into_iter().zip::<Vec<_>>(results) {
+        for (request, result) in requests.iter().zip::<&Vec<_>>(&results) {
+            self.metrics.answered(request.items.len(), result);
+        }
+        for ((answer, _permit), result) in answers.into_iter().zip(results) {
             // A publisher that went away does not need its answer.
             let _ = answer.send(result);
         }

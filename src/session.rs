@@ -15,6 +15,7 @@
 
 mod flow;
 mod gather;
+pub mod metrics;
 mod opening;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use smallvec::SmallVec;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use self::metrics::SessionMetrics;
 use self::opening::Opening;
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
@@ -58,6 +60,8 @@ pub struct SessionOptions {
     pub retry: Duration,
     /// When a stream ends by itself, before it is spread.
     pub lifetime_max: Option<Duration>,
+    /// What sessions count.
+    pub metrics: SessionMetrics,
 }
 
 /// What a subscriber asked for.
@@ -93,6 +97,8 @@ pub struct Now {
 pub struct Batch {
     chunks: Vec<Bytes>,
     bytes: usize,
+    /// Published events among the chunks.
+    events: u64,
 }
 
 /// What a session waits for after a step.
@@ -137,6 +143,17 @@ struct Advance {
     requests: Vec<HeadRequest>,
     /// A position moved, so there may be more.
     progressed: bool,
+}
+
+/// Where what a step wrote came from; the greatest of several counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Served {
+    /// From rings, and they hold nothing more.
+    Rings,
+    /// From rings, as far as the batch had room.
+    PartOfRings,
+    /// Some of it from the log, or it has to be read there first.
+    Log,
 }
 
 enum Phase {
@@ -254,12 +271,21 @@ impl Session {
     /// Goes on as far as the batch has room. The batch must be empty.
     pub fn step(&mut self, now: Now, batch: &mut Batch) -> Next {
         assert!(batch.is_empty(), "the driver wrote the batch before");
+        let next = self.next(now, batch);
+        if !batch.is_empty() {
+            self.options.metrics.delivered(batch);
+        }
+        next
+    }
+
+    fn next(&mut self, now: Now, batch: &mut Batch) -> Next {
         if matches!(self.phase, Phase::Closed) {
             return Next::End;
         }
         let expired = self.ends_at.is_some_and(|end| now.instant >= end).then_some(ClosingReason::Lifetime);
         if let Some(reason) = self.mailbox.closing().or(expired) {
             batch.push(sse::encode_closing(reason, self.retry_hint(reason, now)));
+            self.options.metrics.closings.of(reason).inc();
             self.phase = Phase::Closed;
             return Next::End;
         }
@@ -333,14 +359,18 @@ impl Session {
         if let Some(requests) = self.try_open(now, batch) {
             return Advance { requests, progressed: false };
         }
+        let was_live = self.replay.is_none();
         let mut behind = Vec::new();
-        let (mut from_rings, mut progressed) = (true, false);
+        let (mut served, mut progressed) = (Served::Rings, false);
         for slot in 0..self.slots.len() {
             let before = self.slots[slot].position;
-            from_rings &= self.flow(slot, batch, &mut behind);
+            served = served.max(self.flow(slot, batch, &mut behind));
             progressed |= self.slots[slot].position > before;
         }
-        if from_rings && self.nothing_skipped_ahead() {
+        if was_live && served == Served::Log {
+            self.options.metrics.lagged.inc();
+        }
+        if served == Served::Rings && self.nothing_skipped_ahead() {
             self.replay = None;
         } else if let Some(replay) = &mut self.replay {
             replay.subs.iter_mut().for_each(|sub| sub.head = None);
@@ -446,7 +476,7 @@ impl Batch {
 
     /// What to write, in order; the batch is empty afterwards and keeps no memory.
     pub fn take(&mut self) -> Vec<Bytes> {
-        self.bytes = 0;
+        (self.bytes, self.events) = (0, 0);
         std::mem::take(&mut self.chunks)
     }
 
@@ -459,8 +489,14 @@ impl Batch {
         self.chunks.push(chunk);
     }
 
+    fn push_event(&mut self, chunk: Bytes) {
+        self.events += 1;
+        self.push(chunk);
+    }
+
     fn append(&mut self, mut other: Self) {
         self.bytes += other.bytes;
+        self.events += other.events;
         self.chunks.append(&mut other.chunks);
     }
 }

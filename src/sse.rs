@@ -14,6 +14,7 @@ use crate::channel::Channel;
 use crate::cursor::Cursor;
 use crate::event::{DEFAULT_TYPE, Event};
 use crate::id::{EventId, Partition};
+use crate::metrics::label;
 
 /// Bytes of `id: <ULID>\n`.
 const ID_LINE_LEN: usize = 4 + EventId::TEXT_LEN + 1;
@@ -140,6 +141,8 @@ pub enum GapReason {
     InvalidCursor,
 }
 
+label!(GapReason, "reason", Trimmed => "trimmed", Reset => "reset", InvalidCursor => "invalid_cursor");
+
 /// Why a stream ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -153,6 +156,11 @@ pub enum ClosingReason {
     /// The node cannot serve streams yet or any more.
     Unavailable,
 }
+
+label!(
+    ClosingReason, "reason",
+    Shutdown => "shutdown", Lifetime => "lifetime", Overloaded => "overloaded", Unavailable => "unavailable",
+);
 
 impl ClosingReason {
     /// Whether the client is to come back.

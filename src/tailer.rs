@@ -7,6 +7,8 @@
 //! Invariants: topics get every event of their channel in id order up to W, or begin anew where that is
 //! impossible; a failing log changes nothing, the loop goes on from W.
 
+mod metrics;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use self::metrics::Restart;
+pub use self::metrics::TailerMetrics;
 use crate::fanout::{Hub, Look};
 use crate::id::Partition;
 use crate::log::{Followed, Log, LogError, Ref, RefKind};
@@ -32,7 +36,12 @@ pub struct Pulse(Mutex<Instant>);
 impl Pulse {
     /// Whether no turn has succeeded for so long that, if the log answers others, the tailer must hang.
     pub fn is_stuck(&self) -> bool {
-        self.0.lock().elapsed() > STUCK_AFTER
+        self.age() > STUCK_AFTER
+    }
+
+    /// How long ago a turn succeeded last.
+    pub fn age(&self) -> Duration {
+        self.0.lock().elapsed()
     }
 
     fn beat(&self) {
@@ -47,13 +56,14 @@ pub struct Tailer {
     hub: Arc<Hub>,
     pulse: Arc<Pulse>,
     retry_delay: Duration,
+    metrics: TailerMetrics,
 }
 
 impl Tailer {
     /// A tailer that goes on from the hub's watermark.
-    pub fn new(partition: Partition, log: Arc<dyn Log>, hub: Arc<Hub>) -> Self {
+    pub fn new(partition: Partition, log: Arc<dyn Log>, hub: Arc<Hub>, metrics: TailerMetrics) -> Self {
         let pulse = Arc::new(Pulse(Mutex::new(Instant::now())));
-        Self { partition, log, hub, pulse, retry_delay: RETRY_DELAY_MIN }
+        Self { partition, log, hub, pulse, retry_delay: RETRY_DELAY_MIN, metrics }
     }
 
     /// Tells whether the tailer still runs.
@@ -73,6 +83,7 @@ impl Tailer {
                     self.retry_delay = RETRY_DELAY_MIN;
                 }
                 Err(error) => {
+                    self.metrics.failures.inc();
                     if self.retry_delay == RETRY_DELAY_MIN {
                         tracing::warn!(%error, partition = self.partition.0, "the tailer waits for the log");
                     }
@@ -97,11 +108,13 @@ impl Tailer {
             }
             Followed::Trimmed(tail) => {
                 tracing::warn!(partition = self.partition.0, %watermark, last = %tail.last, "refs were trimmed before this node read them; its sessions turn to the log");
+                self.metrics.restarts.of(Restart::Trimmed).inc();
                 self.hub.restart(self.partition, tail);
             }
             Followed::RolledBack => {
                 let tail = self.log.reset(self.partition, watermark).await?;
                 tracing::error!(partition = self.partition.0, %watermark, epoch = %tail.epoch, "the log lost history; sessions are told with a gap");
+                self.metrics.restarts.of(Restart::RolledBack).inc();
                 self.hub.restart(self.partition, tail);
             }
         }
@@ -113,6 +126,9 @@ impl Tailer {
         let look = self.hub.look(self.partition, refs);
         let events = self.read_new(&look).await;
         self.hub.release(look, events);
+        if let Some(last) = refs.last() {
+            self.metrics.released(refs.len(), last.id);
+        }
     }
 
     async fn read_new(&self, look: &Look) -> Vec<Vec<crate::event::Event>> {

@@ -14,6 +14,7 @@ use headwater::id::{Partition, StreamId};
 use headwater::log::embedded::{EmbeddedLog, EmbeddedOptions, system_clock};
 use headwater::log::retention::RetentionRules;
 use headwater::log::{Log, Ref, RefKind, Retention, Tail};
+use headwater::session::metrics::SessionMetrics;
 use headwater::session::{Batch, Next, Now, Session, SessionOptions, Subscription};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -55,6 +56,7 @@ impl Node {
             comment_heartbeats: false,
             retry: Duration::from_secs(3),
             lifetime_max: None,
+            metrics: SessionMetrics::default(),
         };
         Self { hub, options: Arc::new(options), last, _dir: dir }
     }

@@ -91,7 +91,7 @@ fn greet(config: &Config, broker: &Broker) -> std::io::Result<()> {
         out,
         "  curl {url}/channels/demo/events -H 'Content-Type: application/json' -d '{{\"data\":\"hello\"}}'"
     )?;
-    writeln!(out, "Look: {url}/channels  {url}/channels/demo/events  {url}/readyz")?;
+    writeln!(out, "Look: {url}/channels  {url}/channels/demo/events  {url}/readyz  {url}/metrics")?;
     out.flush()
 }
 

@@ -24,7 +24,7 @@ pub struct Sse {
         serialize_with = "value::print_duration"
     )]
     pub retry: Duration,
-    /// A client that takes nothing for so long is disconnected.
+    /// A client that takes nothing of what is due, or answers nothing, for so long is disconnected.
     #[serde(
         deserialize_with = "value::duration::<_, 100, { value::HOUR }>",
         serialize_with = "value::print_duration"

@@ -127,6 +127,11 @@ impl Filters {
         known.by_meaning.insert(meaning, Arc::downgrade(&filter));
         Ok(Some(filter))
     }
+
+    /// Distinct filters that sessions use.
+    pub fn in_use(&self) -> usize {
+        self.known.lock().by_meaning.values().filter(|filter| filter.strong_count() > 0).count()
+    }
 }
 
 fn sorted(object: Map<String, Value>) -> Map<String, Value> {

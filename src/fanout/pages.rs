@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::frame::Frame;
+use super::metrics::FanoutMetrics;
 use super::ring::Run;
 use super::topic::Topic;
 use crate::channel::Channel;
@@ -128,6 +129,7 @@ pub struct Pages {
     cache: Mutex<Cache>,
     budget: Arc<Semaphore>,
     budget_permits: u32,
+    metrics: FanoutMetrics,
 }
 
 #[derive(Default)]
@@ -141,7 +143,7 @@ struct Cache {
 
 impl Pages {
     /// `bytes_max` bounds the reads under way and, once more, the kept pages.
-    pub fn new(log: Arc<dyn Log>, bytes_max: usize) -> Arc<Self> {
+    pub fn new(log: Arc<dyn Log>, bytes_max: usize, metrics: FanoutMetrics) -> Arc<Self> {
         let permits = (bytes_max / PERMIT_BYTES).clamp(PAGE_BYTES_MAX / PERMIT_BYTES, Semaphore::MAX_PERMITS);
         let budget_permits = u32::try_from(permits).unwrap_or(u32::MAX);
         let budget = Arc::new(Semaphore::new(budget_permits as usize));
@@ -150,7 +152,18 @@ impl Pages {
             cache: Mutex::new(Cache { bytes_max, ..Cache::default() }),
             budget,
             budget_permits,
+            metrics,
         })
+    }
+
+    /// Bytes of the pages that are kept.
+    pub fn kept_bytes(&self) -> usize {
+        self.cache.lock().bytes
+    }
+
+    /// Bytes that are reserved for pages under way, and for those that sessions have not used yet.
+    pub fn reserved_bytes(&self) -> usize {
+        (self.budget_permits as usize).saturating_sub(self.budget.available_permits()) * PERMIT_BYTES
     }
 
     /// A kept page that says what follows `position`, read after `known`, the newest marker that matters.
@@ -158,7 +171,9 @@ impl Pages {
         let cache = self.cache.lock();
         let pages = cache.pages.get(channel)?;
         let usable = |page: &&Arc<ReplayPage>| page.covers(position) && page.bounds.feed_last >= known;
-        pages.iter().find(|page| usable(page) && page.through > position).cloned()
+        let found = pages.iter().find(|page| usable(page) && page.through > position).cloned();
+        self.metrics.pages_found.inc_by(u64::from(found.is_some()));
+        found
     }
 
     /// Reads the heads of one merge. Waits until there is memory for all of them.
@@ -168,6 +183,7 @@ impl Pages {
         let permits = permits.min(self.budget_permits);
         let budget = Arc::clone(&self.budget);
         let permit = budget.acquire_many_owned(permits).await.map_err(closed)?;
+        self.metrics.replay_reads.inc();
         let reads = requests.into_iter().map(|request| self.read_head(request, bytes));
         Ok(Heads { heads: try_join_all(reads).await?, permit })
     }
@@ -208,6 +224,7 @@ impl Pages {
     ) -> Result<Arc<ReplayPage>, LogError> {
         let query = ReadQuery { bytes_max, ..ReadQuery::following(after, topic.retention()) };
         let page = self.read_or_lose(topic, &query).await?;
+        self.metrics.pages_read.inc();
         let encode = |event| Arc::new(Frame::new(event, topic.partition()));
         let frames: Vec<_> = page.events.into_iter().map(encode).collect();
         let last = frames.last().map_or(after, |frame| frame.id());

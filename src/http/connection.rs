@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::io::{self, Cursor};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -31,6 +31,7 @@ use tokio_io_timeout::TimeoutWriter;
 use tower::ServiceExt;
 
 use super::listener::ListenerOptions;
+use super::socket;
 use crate::lifecycle::Scope;
 
 /// Bytes of a request's head, and about what hyper buffers for a client that does not read.
@@ -39,13 +40,14 @@ pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An HTTP/2 peer that does not answer a ping for so long is gone.
 const PING: Duration = Duration::from_secs(20);
+/// Bytes that are handed over to a stream of HTTP/2 at a time: the size of a frame (RFC 9113, section 4.2).
+const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// An HTTP/2 connection without a request is kept so long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Serves a socket to its end.
 pub(super) async fn serve(mut socket: TcpStream, router: Router, options: ListenerOptions, scope: Scope) {
-    // Events are small and due now.
-    let _ = socket.set_nodelay(true);
+    socket::prepare(&socket, options.write_timeout);
     let sniffed = scope.soft().run_until_cancelled(timeout(options.header_timeout, sniff(&mut socket))).await;
     let Some(Ok(Ok(begin))) = sniffed else { return };
     let is_http2 = begin == PREFACE;
@@ -199,15 +201,35 @@ fn observed(
         let router = router.clone();
         async move {
             let response = router.oneshot(request.map(Body::new)).await?;
-            Ok(response.map(|body| ObservedBody { body, stream }))
+            Ok(response.map(|body| ObservedBody { body, rest: Bytes::new(), stream }))
         }
     })
 }
 
-/// A body that notes when it was last taken from: HTTP/2 asks for more only when the client's window is open.
+/// A body that notes when it was last taken from, in pieces: HTTP/2 comes back for more only when the client's
+/// window has let through what it took, so the piece is how fine progress is seen.
 struct ObservedBody {
     body: Body,
+    /// Of a chunk that is being handed over.
+    rest: Bytes,
     stream: Stream,
+}
+
+impl ObservedBody {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other),
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES_MAX));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
 }
 
 impl HttpBody for ObservedBody {
@@ -218,16 +240,20 @@ impl HttpBody for ObservedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let polled = self.poll_piece(cx);
         self.stream.offer(polled.is_ready().then(Instant::now));
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = http_body::SizeHint::new();
+        hint.set_lower(body.lower() + rest);
+        body.upper().into_iter().for_each(|upper| hint.set_upper(upper + rest));
+        hint
     }
 }

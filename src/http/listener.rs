@@ -9,9 +9,9 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
-use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::metrics::HttpMetrics;
 use crate::lifecycle::Scope;
 
 /// A pause after an accept that failed for want of a resource, most often file descriptors.
@@ -27,9 +27,15 @@ pub struct ListenerOptions {
 }
 
 /// Accepts until the drain begins, and returns when the last connection has ended.
-pub(super) async fn serve(listener: TcpListener, router: Router, options: ListenerOptions, scope: Scope) {
-    let connections = TaskTracker::new();
-    accept(&listener, &router, options, &scope, &connections).await;
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    options: ListenerOptions,
+    scope: Scope,
+    metrics: HttpMetrics,
+) {
+    let connections = &metrics.connections;
+    accept(&listener, &router, options, &scope, &metrics).await;
     // From here on nobody can connect, rather than wait for an answer that does not come.
     drop(listener);
     connections.close();
@@ -41,8 +47,9 @@ async fn accept(
     router: &Router,
     options: ListenerOptions,
     scope: &Scope,
-    connections: &TaskTracker,
+    metrics: &HttpMetrics,
 ) {
+    let connections = &metrics.connections;
     let mut exhausted = false;
     while let Some(accepted) = scope.soft().run_until_cancelled(listener.accept()).await {
         match accepted {
@@ -50,6 +57,7 @@ async fn accept(
                 if std::mem::take(&mut exhausted) {
                     tracing::info!("connections are accepted again");
                 }
+                metrics.accepted.inc();
                 connections.spawn(connection::serve(socket, router.clone(), options, scope.clone()));
             }
             Err(error) if is_about_one_connection(&error) => {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
+use super::metrics;
 use crate::channel::InvalidChannel;
 use crate::event::InvalidType;
 use crate::fanout::filter::InvalidFilter;
@@ -126,6 +127,7 @@ impl IntoResponse for Problem {
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
+        metrics::mark(&mut response, self.code);
         response
     }
 }

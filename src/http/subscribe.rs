@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
 use ulid::Ulid;
 
+use super::metrics;
 use super::problem::{Code, Problem};
 use super::query::{CURSOR_PARAMETERS, Query};
 use super::stream::{StreamBody, now};
@@ -150,18 +151,18 @@ fn stream_head(body: axum::body::Body) -> Response {
 fn refuse(headers: &HeaderMap, reason: ClosingReason, retry: Duration) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_event_source = accepts.into_iter().any(|accept| accept.contains("text/event-stream"));
+    let (code, detail) = match reason {
+        ClosingReason::Overloaded => (Code::Overloaded, "this node has as many event streams as it takes"),
+        _ => (Code::Unavailable, "this node takes no event streams now"),
+    };
     if !is_event_source {
-        let (code, detail) = match reason {
-            ClosingReason::Overloaded => {
-                (Code::Overloaded, "this node has as many event streams as it takes")
-            }
-            _ => (Code::Unavailable, "this node takes no event streams now"),
-        };
         return Problem::new(code, detail).retry_after(Duration::from_secs(2)).into_response();
     }
     // Spread from one to three times the usual delay: whoever is refused comes back later than others.
     let retry_ms = retry.mul_f64(1.0 + 2.0 * rand::random::<f64>()).as_millis();
     let mut body = BytesMut::new();
     body.put(encode_closing(reason, Some(u64::try_from(retry_ms).unwrap_or(u64::MAX))));
-    stream_head(axum::body::Body::from(body.freeze()))
+    let mut response = stream_head(axum::body::Body::from(body.freeze()));
+    metrics::mark(&mut response, code);
+    response
 }

@@ -60,6 +60,7 @@ use super::{
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::id::{Partition, StreamId};
+use crate::metrics::{Registry, observe};
 
 /// Room in the queue to the writer, in KiB of data. A full queue makes appenders wait.
 const QUEUE_KIB: u32 = 64 * 1024;
@@ -270,6 +271,16 @@ impl Log for EmbeddedLog {
     async fn ping(&self) -> Result<(), LogError> {
         let stuck = |_| LogError::Unavailable(format!("the disk has not answered for {PING_WAIT:?}"));
         tokio::time::timeout(PING_WAIT, self.ask(0, Command::Ping)).await.map_err(stuck)?
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let room = Arc::clone(&self.room);
+        let queued = move || (QUEUE_KIB as usize).saturating_sub(room.available_permits()) * 1024;
+        observe(registry, "embedded_queue_bytes", "Room taken in the queue to the log's writer", queued);
+        // The directory is free as soon as the log is gone, whoever still holds a registry.
+        let shared = Arc::downgrade(&self.shared);
+        let refs = move || shared.upgrade().map_or(0, |shared| shared.feed.refs());
+        observe(registry, "embedded_feed_refs", "Refs of the feed in memory", refs);
     }
 
     async fn close(&self) {

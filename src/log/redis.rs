@@ -13,6 +13,7 @@ mod entry;
 mod feed;
 mod functions;
 mod keys;
+mod metrics;
 mod migrate;
 mod page;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::log::{
     AppendRequest, Appended, ChannelInfo, ChannelList, Followed, ListQuery, Log, LogError, Page, ReadQuery,
     RefKind, Refusal, Retention, Tail, Want,
 };
+use crate::metrics::{Counter, Registry};
 
 /// Entries that no function wrote are told about this often.
 const FOREIGN_TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -70,6 +72,8 @@ pub struct RedisLog {
     floors: Vec<Mutex<StreamId>>,
     /// When entries that no function wrote were last told about.
     told_of_foreign: Mutex<Option<Instant>>,
+    /// Entries that no function wrote, as often as they were met.
+    foreign: Counter,
 }
 
 /// What migrating would do, or has done, in words.
@@ -100,6 +104,7 @@ impl RedisLog {
             connections,
             floors: (0..options.partitions).map(|_| Mutex::default()).collect(),
             told_of_foreign: Mutex::default(),
+            foreign: Counter::default(),
         };
         log.prepare().await?;
         Ok(log)
@@ -182,6 +187,7 @@ impl RedisLog {
 
     /// Tells about entries that no function wrote, but not at every read.
     fn tell_of_foreign(&self, channel: &Channel, entries: usize) {
+        self.foreign.inc_by(entries as u64);
         let mut told = self.told_of_foreign.lock();
         if entries > 0 && told.is_none_or(|at| at.elapsed() > FOREIGN_TOLD_EVERY) {
             *told = Some(Instant::now());
@@ -378,6 +384,10 @@ impl Log for RedisLog {
 
     async fn ping(&self) -> Result<(), LogError> {
         call(self.connections.news(), Effect::Read, "PING", Vec::new()).await.map(drop)
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        metrics::register(registry, &self.connections, self.foreign.clone());
     }
 
     async fn close(&self) {

@@ -5,27 +5,26 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Session};
+use super::{Batch, Served, Session};
 use crate::fanout::frame::Frame;
 use crate::id::StreamId;
 use crate::sse;
 
 impl Session {
-    /// Writes what one partition holds. Channels that have to be read first are added to `behind`. Answers
-    /// whether all were served from their rings.
+    /// Writes what one partition holds. Channels that have to be read first are added to `behind`.
     pub(super) fn flow(
         &mut self,
         slot: usize,
         batch: &mut Batch,
         behind: &mut Vec<(usize, StreamId)>,
-    ) -> bool {
+    ) -> Served {
         let mut gathered = self.gather(slot, batch);
         let bound = gathered.bound;
         gathered.frames.retain(|(_, frame)| frame.id() <= bound);
         gathered.frames.sort_unstable_by_key(|(_, frame)| frame.id());
         for (sub, frame) in &gathered.frames {
             if batch.is_full() {
-                return false;
+                return if gathered.from_rings { Served::PartOfRings } else { Served::Log };
             }
             assert!(frame.id() > self.slots[slot].position, "ids within a partition strictly increase");
             self.slots[slot].position = frame.id();
@@ -34,7 +33,7 @@ impl Session {
         let position = &mut self.slots[slot].position;
         *position = bound.max(*position);
         behind.extend(gathered.behind);
-        gathered.from_rings
+        if gathered.from_rings { Served::Rings } else { Served::Log }
     }
 
     fn write(&self, slot: usize, sub: usize, frame: &Arc<Frame>, batch: &mut Batch) {
@@ -46,10 +45,10 @@ impl Session {
         }
         let envelope = self.envelope.then_some(channel);
         if self.slots.len() == 1 {
-            batch.push(frame.block(envelope).clone());
+            batch.push_event(frame.block(envelope).clone());
         } else {
             batch.push(sse::encode_id_line(&self.cursor(slot).expect("the slot exists")));
-            batch.push(frame.tail(envelope));
+            batch.push_event(frame.tail(envelope));
         }
     }
 }

@@ -219,6 +219,7 @@ impl Session {
     ) {
         self.owes_position = true;
         let at = |id: StreamId| id.at(topic.partition());
+        self.options.metrics.gaps.of(reason).inc();
         gaps.push(sse::encode_gap(Some(topic.channel()), Some(at(after)), oldest.map(at), reason));
     }
 }

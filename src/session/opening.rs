@@ -91,7 +91,10 @@ impl Session {
         let mut gaps = Batch::default();
         match opening {
             Opening::Known => {}
-            Opening::Invalid => gaps.push(sse::encode_gap(None, None, None, GapReason::InvalidCursor)),
+            Opening::Invalid => {
+                self.options.metrics.gaps.of(GapReason::InvalidCursor).inc();
+                gaps.push(sse::encode_gap(None, None, None, GapReason::InvalidCursor));
+            }
             Opening::Rewind(_) if self.subs.is_empty() => self.start_at_the_end(),
             Opening::Rewind(count) => {
                 let count = *count;

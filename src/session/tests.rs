@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::metrics::SessionMetrics;
 use super::{BATCH_BYTES_MAX, BATCH_CHUNKS_MAX, Batch, Next, Now, Session, SessionOptions, Subscription};
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
@@ -64,6 +65,7 @@ impl Node {
             comment_heartbeats: false,
             retry: Duration::from_secs(3),
             lifetime_max: None,
+            metrics: SessionMetrics::default(),
         });
         Self { log, hub, retention, options, _dir: dir }
     }

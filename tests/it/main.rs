@@ -31,15 +31,21 @@ mod earthquakes;
 #[cfg(test)]
 mod functions;
 #[cfg(test)]
+mod half_open;
+#[cfg(test)]
 mod history_lost;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod http2;
 #[cfg(test)]
 mod injection;
 #[cfg(test)]
 mod layout;
 #[cfg(test)]
 mod management;
+#[cfg(test)]
+mod metrics;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
@@ -56,3 +62,5 @@ mod resume;
 mod shutdown;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod soak;

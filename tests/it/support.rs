@@ -2,12 +2,15 @@
 //! what a client got.
 //!
 //! Invariant: nothing outlives its test. Brokers, Redis servers and proxies end when they are dropped, and a
-//! broker that panicked fails the test that started it.
+//! broker that panicked, or that keeps something of clients that are gone, fails the test that started it.
 
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod http;
+pub(crate) mod http2;
 pub(crate) mod load;
+pub(crate) mod metrics;
+pub(crate) mod peer;
 pub(crate) mod proxy;
 pub(crate) mod publishing;
 pub(crate) mod recorder;
@@ -25,7 +28,10 @@ use rand::rngs::StdRng;
 pub(crate) use broker::{Broker, Store};
 pub(crate) use client::{Client, Library};
 pub(crate) use http::Http;
+pub(crate) use http2::Http2;
 pub(crate) use load::{Fleet, Writers, read_log};
+pub(crate) use metrics::Metrics;
+pub(crate) use peer::Peer;
 pub(crate) use proxy::{Mode, Proxy};
 pub(crate) use publishing::Publishing;
 pub(crate) use recorder::Ledger;

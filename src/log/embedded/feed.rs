@@ -42,6 +42,11 @@ impl Feed {
         Self { refs_max: refs_max.max(1), recent: Mutex::new(recent), bell: watch::Sender::new(tail.last) }
     }
 
+    /// How many refs it holds.
+    pub(super) fn refs(&self) -> usize {
+        self.recent.lock().refs.len()
+    }
+
     /// Appends refs of what is durable now.
     pub(super) fn release(&self, refs: Vec<Ref>, tail: Tail) {
         {

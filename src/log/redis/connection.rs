@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 
+use super::metrics::Purpose;
 use crate::id::Partition;
 use crate::log::LogError;
 
@@ -128,6 +129,16 @@ impl Connections {
     /// A connection for history, another one each time.
     pub(super) fn read(&self) -> &Client {
         self.reads.next()
+    }
+
+    /// The connections that serve this purpose.
+    pub(super) fn of(&self, purpose: Purpose) -> Vec<&Client> {
+        match purpose {
+            Purpose::Append => vec![&self.append],
+            Purpose::News => vec![&self.news],
+            Purpose::Follow => self.followers.iter().map(Follower::client).collect(),
+            Purpose::History => self.reads.clients().iter().collect(),
+        }
     }
 
     fn single(&self) -> impl Iterator<Item = &Client> {

@@ -1,13 +1,14 @@
 //! The real binary as a child process, and everything a test does to it.
 //!
-//! Invariant: a broker ends with the [`Broker`] that started it, and one that panicked fails its test. What it
-//! printed is shown when a test fails.
+//! Invariant: a broker ends with the [`Broker`] that started it. One that panicked, or that still keeps
+//! something of its clients when they are gone, fails its test. What it printed is shown when a test fails.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::http::Http;
+use super::metrics::{Metrics, assert_nothing_left_behind};
 use super::redis::Redis;
 use super::until::until;
 
@@ -74,9 +76,20 @@ impl Builder {
         let process = Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, 0);
         let addr = process.address().await;
         let http = Http::new(addr);
-        let broker =
-            Broker { addr, http, redis: self.redis, redis_url, settings: self.settings, dir, process };
+        let (redis, settings) = (self.redis, self.settings);
+        let mut broker = Broker {
+            addr,
+            http,
+            redis,
+            redis_url,
+            settings,
+            dir,
+            process,
+            start: None,
+            leaves: AtomicBool::new(false),
+        };
         broker.ready().await;
+        broker.start = Some(broker.metrics());
         broker
     }
 }
@@ -92,6 +105,10 @@ pub(crate) struct Broker {
     settings: Vec<(String, String)>,
     dir: TempDir,
     process: Process,
+    /// How it was before its first client; see [`Broker::drop`].
+    start: Option<Metrics>,
+    /// It was asked to end.
+    leaves: AtomicBool,
 }
 
 impl Broker {
@@ -147,6 +164,7 @@ impl Broker {
 
     /// Asks it to end, as an orchestrator does.
     pub(crate) fn sigterm(&self) {
+        self.leaves.store(true, Ordering::Relaxed);
         kill_process(self.process.pid(), Signal::TERM).expect("the broker takes signals");
     }
 
@@ -181,7 +199,18 @@ impl Broker {
         let (dir, port) = (self.dir.path(), self.addr.port());
         self.process = Process::start(command(&[]), dir, self.redis_url.as_deref(), &self.settings, port);
         assert_eq!(self.process.address().await, self.addr);
+        self.leaves.store(false, Ordering::Relaxed);
         self.http = Http::new(self.addr);
+    }
+
+    /// Closes the connections that its own client keeps.
+    pub(crate) fn forget_connections(&mut self) {
+        self.http = Http::new(self.addr);
+    }
+
+    /// What it says of itself now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::of(self.addr).expect("the broker answers GET /metrics")
     }
 
     /// Memory that the process holds, in bytes (`proc(5)`, `VmRSS`).
@@ -194,12 +223,43 @@ impl Broker {
         kib * 1024
     }
 
+    /// Bytes that the kernel holds for each of its connections because they were not sent or not acknowledged
+    /// (`proc_pid_net(5)`, `tcp`, `tx_queue`).
+    pub(crate) fn unsent_bytes(&self) -> Vec<u64> {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux lists its sockets");
+        let own = format!(":{:04X}", self.addr.port());
+        let unsent = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let queued = fields.get(4).filter(|_| fields[1].ends_with(&own))?.split_once(':')?.0;
+            u64::from_str_radix(queued, 16).ok()
+        };
+        sockets.lines().filter_map(unsent).collect()
+    }
+
     async fn ready(&self) {
         until("GET /readyz answers 200", async || {
             let answer = self.http.try_send(reqwest::Method::GET, "/readyz", &[], "").await;
             answer.ok().filter(|answer| answer.status == 200)
         })
         .await;
+    }
+}
+
+impl Drop for Broker {
+    /// When a test ends in good order, its broker has forgotten all of its clients. Tests declare what talks to
+    /// a broker after it, so that it is gone by now.
+    fn drop(&mut self) {
+        let Some(start) = &self.start else { return };
+        if std::thread::panicking() || self.leaves.load(Ordering::Relaxed) || self.process.has_ended() {
+            return;
+        }
+        let runtime = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+        assert!(
+            !matches!(runtime, Ok(tokio::runtime::RuntimeFlavor::CurrentThread)),
+            "clients can only end while the broker is dropped with #[tokio::test(flavor = \"multi_thread\", ..)]"
+        );
+        self.http = Http::new(self.addr);
+        assert_nothing_left_behind(self.addr, start);
     }
 }
 
@@ -250,6 +310,10 @@ impl Process {
             (ended || found.is_some()).then_some(found)
         });
         found.await.unwrap_or_else(|| panic!("the broker ended before it listened:\n{}", self.shown()))
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the broker can be waited for").is_some()
     }
 
     /// Kills the process if it still runs, and reads its output to the end.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::http::escape;
+use super::peer;
 use super::sse_parser::{Event, Item, Parser};
 use super::until::within;
 
@@ -294,8 +295,33 @@ impl SseReader {
         String::from_utf8_lossy(&self.raw).into_owned()
     }
 
+    /// Reads at most so many bytes of the wire, as a slow reader does; false at the end of the stream.
+    pub(crate) async fn sip(&mut self, bytes_max: usize) -> bool {
+        within("bytes of the stream", self.fill_with(bytes_max)).await
+    }
+
+    /// From now on nothing of what the broker sends arrives, and nothing answers it.
+    pub(crate) fn vanish(&self) {
+        peer::vanish(&self.socket);
+    }
+
+    /// Ends the direction to the broker.
+    pub(crate) async fn end_sending(&mut self) {
+        // The broker may have hung up before.
+        let _ = self.socket.shutdown().await;
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn reset(self) {
+        peer::reset(&self.socket);
+    }
+
     /// Reads once more; false at the end, where the cut was asked for, and on a broken connection.
     async fn fill(&mut self) -> bool {
+        self.fill_with(READ_BYTES).await
+    }
+
+    async fn fill_with(&mut self, bytes_max: usize) -> bool {
         if self.ended {
             return false;
         }
@@ -303,7 +329,7 @@ impl SseReader {
         wire.clear();
         // A read that was given up took the buffer with it.
         wire.reserve(READ_BYTES);
-        match self.socket.read_buf(&mut wire).await {
+        match (&mut self.socket).take(bytes_max as u64).read_buf(&mut wire).await {
             Ok(0) | Err(_) => self.ended = true,
             Ok(_) => self.take_wire(&wire),
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Time between two looks at a condition.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// A loop that looks again and again, and its deadline.
 pub(crate) struct Wait<'a> {
