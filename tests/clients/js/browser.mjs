@@ -46,6 +46,8 @@ async function withFetchEventSource({ url, careless }) {
   let lastEventId = '';
   const options = {
     onmessage(message) {
+      // A block that holds a comment arrives as a message; the broker names the type of every event.
+      if (!careless && !message.event) return;
       lastEventId = message.id || lastEventId;
       window.report({ id: lastEventId, event: message.event || 'message', data: message.data });
     },

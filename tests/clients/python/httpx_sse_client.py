@@ -43,6 +43,9 @@ def receive(client: httpx.Client, url: str) -> Iterator[tuple[str, ServerSentEve
                 raise StreamEnded
             source.response.raise_for_status()
             for event in source.iter_sse():
+                # A block that holds a comment arrives as an event with the id of the one before.
+                if not CARELESS and not event.data and event.id == last_event_id:
+                    continue
                 # Each connection begins with an empty id: one that has not seen an id yet must not forget ours.
                 last_event_id = event.id if CARELESS else event.id or last_event_id
                 delay = delay if event.retry is None else event.retry / 1000
