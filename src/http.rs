@@ -14,6 +14,7 @@ mod query;
 mod socket;
 mod stream;
 mod subscribe;
+mod unread;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -135,7 +136,8 @@ pub fn router(app: Arc<App>) -> Router {
         router
     };
     let count_refusals = from_fn_with_state(http_metrics, metrics::count_refusals);
-    router.layer(from_fn(guard::limited_head)).layer(cors(&allowed)).layer(count_refusals)
+    let router = router.layer(from_fn(guard::limited_head)).layer(cors(&allowed)).layer(count_refusals);
+    router.layer(from_fn(unread::announce_close))
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.

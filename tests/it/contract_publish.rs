@@ -3,9 +3,11 @@
 use headwater::id::EventId;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::http::{Answer, escape};
-use crate::support::{Broker, Http, Store, Subscribe, until};
+use crate::support::{Broker, Http, Store, Subscribe, until, within};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -317,4 +319,27 @@ async fn nothing_follows_a_chunk_of_lines_that_the_store_refuses() {
     let stored = broker.http.get("/channels/a").await;
     let length = if stored.status == 404 { 0 } else { stored.expect(200).json()["length"].as_u64().unwrap() };
     assert_eq!(length, published, "exactly what the answer says is there");
+}
+
+/// Seen to fail without the header: a client that keeps its connection would send the next request into the end of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_leaves_a_body_unread_says_that_the_connection_ends() {
+    let broker = Broker::start(Store::Embedded).await;
+    let answer = async |length: usize| {
+        let body = "no json\n";
+        let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n";
+        let request = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+        let mut socket = TcpStream::connect(broker.addr).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+            let read = within("the head of an answer", socket.read_buf(&mut answer)).await.unwrap();
+            assert!(read > 0, "an answer comes before the end");
+        }
+        String::from_utf8_lossy(&answer).to_ascii_lowercase()
+    };
+    let unread = answer(1_000_000).await;
+    assert!(unread.starts_with("http/1.1 400 ") && unread.contains("\r\nconnection: close\r\n"), "{unread}");
+    let read = answer("no json\n".len()).await;
+    assert!(read.starts_with("http/1.1 400 ") && !read.contains("connection: close"), "{read}");
 }
