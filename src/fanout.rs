@@ -5,6 +5,7 @@
 //! at `looked` misses no ref; a ring is filled before the watermark moves, and sessions load the watermark
 //! before they read rings, so what they see up to it is whole.
 
+mod clock;
 pub mod filter;
 pub mod frame;
 pub mod mailbox;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use slab::Slab;
 
+pub use self::clock::LogClock;
 pub use self::filter::{Filter, Filters};
 pub use self::mailbox::Mailbox;
 pub use self::metrics::FanoutMetrics;
@@ -75,7 +77,7 @@ struct Topics {
 }
 
 /// Positions of a partition that sessions compare their own with.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Marks {
     /// Everything up to here has been released to the rings.
     pub watermark: StreamId,
@@ -83,6 +85,8 @@ pub struct Marks {
     pub epoch: StreamId,
     /// The highest id this node has seen, in the feed or as a receipt.
     pub seen: StreamId,
+    /// Tells which frames have expired.
+    pub clock: LogClock,
 }
 
 /// A topic that a session listens to.
@@ -118,7 +122,12 @@ impl Hub {
     ) -> Arc<Self> {
         let partition = |tail: &Tail| PartitionHub {
             topics: Mutex::new(Topics { looked: tail.last, ..Topics::default() }),
-            marks: Mutex::new(Marks { watermark: tail.last, epoch: tail.epoch, seen: tail.last }),
+            marks: Mutex::new(Marks {
+                watermark: tail.last,
+                epoch: tail.epoch,
+                seen: tail.last,
+                clock: LogClock::at(tail.last),
+            }),
         };
         let metrics = FanoutMetrics::default();
         Arc::new(Self {
@@ -281,6 +290,7 @@ impl Hub {
         {
             let mut marks = self.hub(partition).marks.lock();
             marks.watermark = last;
+            marks.clock.advance(last);
             marks.seen = marks.seen.max(last);
             marks.epoch = epoch.unwrap_or(marks.epoch);
         }
@@ -323,6 +333,7 @@ impl Hub {
             let mut marks = hub.marks.lock();
             marks.watermark = marks.watermark.max(tail.last);
             marks.seen = marks.seen.max(tail.last);
+            marks.clock.advance(tail.last);
             marks.epoch = marks.epoch.max(tail.epoch);
         }
         drop(topics);

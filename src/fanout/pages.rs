@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::clock::millis;
 use super::frame::Frame;
 use super::metrics::FanoutMetrics;
 use super::ring::Run;
@@ -46,12 +47,21 @@ pub struct ReplayPage {
     pub bounds: Bounds,
     frames: Vec<Arc<Frame>>,
     bytes: usize,
+    read: Instant,
 }
 
 impl ReplayPage {
     /// Whether the page says what follows `position`.
     pub fn covers(&self, position: StreamId) -> bool {
         self.after == position || (self.after < position && position < self.through)
+    }
+
+    /// Whether what follows `position` on the page has expired since it was read.
+    pub fn is_expired(&self, position: StreamId) -> bool {
+        let (Some(expired), Some(next)) = (self.bounds.expired, self.next_after(position)) else {
+            return false;
+        };
+        next.ms() < expired.ms().saturating_add(millis(self.read.elapsed()))
     }
 
     /// Frames after `position`, at most `count_max`.
@@ -170,8 +180,10 @@ impl Pages {
     pub fn find(&self, channel: &Channel, position: StreamId, known: StreamId) -> Option<Arc<ReplayPage>> {
         let cache = self.cache.lock();
         let pages = cache.pages.get(channel)?;
-        let usable = |page: &&Arc<ReplayPage>| page.covers(position) && page.bounds.feed_last >= known;
-        let found = pages.iter().find(|page| usable(page) && page.through > position).cloned();
+        let usable = |page: &&Arc<ReplayPage>| {
+            page.covers(position) && page.bounds.feed_last >= known && !page.is_expired(position)
+        };
+        let found = pages.iter().find(|page| page.through > position && usable(page)).cloned();
         self.metrics.pages_found.inc_by(u64::from(found.is_some()));
         found
     }
@@ -230,7 +242,7 @@ impl Pages {
         let last = frames.last().map_or(after, |frame| frame.id());
         let through = if page.exhausted { page.bounds.feed_last.max(last) } else { last };
         let bytes = size_of::<ReplayPage>() + frames.iter().map(|frame| frame.size()).sum::<usize>();
-        Ok(Arc::new(ReplayPage { after, through, bounds: page.bounds, frames, bytes }))
+        Ok(Arc::new(ReplayPage { after, through, bounds: page.bounds, frames, bytes, read: Instant::now() }))
     }
 
     /// A channel that cannot be read is empty to its subscribers, with everything lost: they are told, and the

@@ -1,7 +1,7 @@
 //! Rings: the newest frames of one topic, bounded by count and bytes.
 //!
 //! Invariant: a ring that starts at `start` holds every event of its channel with `start < id <= watermark`
-//! that is not lost; whoever asks for more is sent to the log. The newest frame always stays.
+//! that is not lost; whoever asks for more is sent to the log. The newest frame stays until it expires.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -56,6 +56,13 @@ impl Ring {
             self.drop_oldest();
         }
         self.frames.shrink_to_fit();
+    }
+
+    /// Drops the frames from before `oldest_ms`: whoever needs them is told by the log that they have expired.
+    pub(super) fn expire(&mut self, oldest_ms: u64) {
+        while self.frames.front().is_some_and(|frame| frame.id().ms() < oldest_ms) {
+            self.drop_oldest();
+        }
     }
 
     /// Adds a frame that follows all others, and drops the oldest ones beyond the limits.
@@ -178,6 +185,20 @@ mod tests {
         ring.push(frame(5, 1), limits);
         assert_eq!(ids(&ring.following(id(4), id(9), 9).unwrap()), [5]);
         assert!(ring.bytes < 1_000, "dropped frames are no longer counted");
+    }
+
+    #[test]
+    fn expired_frames_leave_even_the_newest_and_move_the_start() {
+        let mut ring = Ring::starting_at(id(0), Arc::default());
+        for ms in [1, 2, 5] {
+            ring.push(frame(ms, 1), WIDE);
+        }
+        ring.expire(2);
+        assert!(ring.following(id(0), id(9), 9).is_none(), "the log has to say what became of 1");
+        assert_eq!(ids(&ring.following(id(1), id(9), 9).unwrap()), [2, 5], "as old as allowed");
+        ring.expire(6);
+        assert!(ring.following(id(4), id(9), 9).is_none());
+        assert_eq!((ids(&ring.following(id(5), id(9), 9).unwrap()), ring.bytes), (vec![], 0));
     }
 
     #[test]

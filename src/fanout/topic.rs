@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use slab::Slab;
 
+use super::Marks;
 use super::frame::Frame;
 use super::mailbox::Mailbox;
 use super::ring::{Ring, RingLimits, Run};
@@ -53,11 +54,14 @@ impl Topic {
         &self.retention
     }
 
-    /// What the topic holds after `position` up to `watermark`. Load the watermark first: a ring is filled
-    /// before the watermark moves.
-    pub fn look(&self, position: StreamId, watermark: StreamId, count_max: usize) -> Sight {
-        let ring = self.ring.lock();
-        Sight { purged: ring.purged(), run: ring.following(position, watermark, count_max) }
+    /// What the topic holds after `position` up to the watermark of `marks`. Load the marks first: a ring is
+    /// filled before the watermark moves.
+    pub fn look(&self, position: StreamId, marks: &Marks, count_max: usize) -> Sight {
+        let mut ring = self.ring.lock();
+        if let Some(max_age_ms) = self.retention.max_age_ms() {
+            ring.expire(marks.clock.now_ms().saturating_sub(max_age_ms));
+        }
+        Sight { purged: ring.purged(), run: ring.following(position, marks.watermark, count_max) }
     }
 
     /// How many sessions listen.

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{Batch, Due, Phase, Session};
-use crate::fanout::Topic;
 use crate::fanout::frame::Frame;
 use crate::fanout::pages::ReplayPage;
+use crate::fanout::{Marks, Topic};
 use crate::id::StreamId;
 use crate::log::{Bounds, Known, Proof};
 use crate::sse::{self, GapReason};
@@ -61,7 +61,7 @@ impl Session {
                 if usize::from(self.subs[sub].slot) != slot {
                     continue;
                 }
-                let run = match self.look(sub, marks.watermark, gaps) {
+                let run = match self.look(sub, &marks, gaps) {
                     Source::Ring(run) => run,
                     Source::Page(run) => {
                         gathered.from_rings = false;
@@ -82,14 +82,14 @@ impl Session {
         }
     }
 
-    fn look(&mut self, sub: usize, watermark: StreamId, gaps: &mut Batch) -> Source {
+    fn look(&mut self, sub: usize, marks: &Marks, gaps: &mut Batch) -> Source {
         let topic = Arc::clone(&self.subs[sub].joined.topic);
         let slot = usize::from(self.subs[sub].slot);
         loop {
             let position = self.due_after(sub);
-            let sight = topic.look(position, watermark, RUN_FRAMES_MAX);
+            let sight = topic.look(position, marks, RUN_FRAMES_MAX);
             if sight.purged > position.max(self.known(sub).purge) {
-                self.purged(sub, position, sight.purged, watermark, gaps);
+                self.purged(sub, position, sight.purged, marks.watermark, gaps);
                 continue;
             }
             if let Some(run) = sight.run
@@ -143,7 +143,10 @@ impl Session {
     /// A page that says what follows `position`: the one just read, or one that somebody else needed.
     fn page(&self, sub: usize, position: StreamId, purged: StreamId) -> Option<Arc<ReplayPage>> {
         let head = self.replay.as_ref().and_then(|replay| replay.subs[sub].head.clone());
-        if let Some(head) = head.filter(|head| head.covers(position) && head.bounds.feed_last >= purged) {
+        let usable = |head: &Arc<ReplayPage>| {
+            head.covers(position) && head.bounds.feed_last >= purged && !head.is_expired(position)
+        };
+        if let Some(head) = head.filter(usable) {
             return Some(head);
         }
         let slot = &self.slots[usize::from(self.subs[sub].slot)];

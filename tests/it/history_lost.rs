@@ -281,6 +281,29 @@ async fn expired_events_are_a_gap_that_does_not_repeat(store: Store) {
     comes_back_without_a_gap(away, &["a"], &broker).await;
 }
 
+/// Neither a ring nor a kept page gives out what the log no longer does. Seen to fail, each for its reader, when a
+/// topic does not let expired frames go, and when a kept page is taken for good as long as it is kept.
+async fn what_has_expired_is_not_delivered_from_memory(store: Store) {
+    let broker = Broker::on(store).await.set("retention.max_age", "1s").start().await;
+    broker.http.publish("paged", "old").await;
+    let mut paged = Subscribe::to(&["paged"]).after("earliest").connect(broker.addr).await;
+    assert_eq!(paged.one().await, "old", "the page is kept");
+    let mut live = Subscribe::to(&["live"]).connect(broker.addr).await;
+    let first = broker.http.publish("live", "first").await;
+    broker.http.publish("live", "second").await;
+    assert_eq!(live.data(2).await, ["first", "second"], "the ring holds both");
+    for channel in ["paged", "live"] {
+        let empty = async || broker.http.history(channel).await.is_empty().then_some(());
+        until("the channel has expired", empty).await;
+    }
+    let mut of_ring = Subscribe::to(&["live"]).after(&first.id).connect(broker.addr).await;
+    assert_eq!(of_ring.gap().await["reason"], "trimmed");
+    let mut of_page = Subscribe::to(&["paged"]).after("earliest").connect(broker.addr).await;
+    broker.http.publish("live", "new").await;
+    broker.http.publish("paged", "new").await;
+    assert_eq!((of_ring.one().await, of_page.one().await), ("new".to_owned(), "new".to_owned()));
+}
+
 /// A cursor taken from the embedded log, used on a Redis that began later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cursor_of_an_older_store_is_a_reset_once() {
@@ -293,4 +316,4 @@ async fn a_cursor_of_an_older_store_is_a_reset_once() {
     comes_back_without_a_gap(reader, &["a"], &broker).await;
 }
 
-both_stores!(expired_events_are_a_gap_that_does_not_repeat);
+both_stores!(expired_events_are_a_gap_that_does_not_repeat, what_has_expired_is_not_delivered_from_memory);
