@@ -84,6 +84,18 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
     let address = listener.local_addr().map_err(|error| StartError::Listen { address, error })?;
     let (log, log_in_words) = open_log(config).await?;
+    let hub = start_on(log, listener, config, descriptors, scope).await?;
+    Ok(Broker { address, log: log_in_words, hub })
+}
+
+/// Starts what a broker consists of between the log and the listener.
+async fn start_on(
+    log: Arc<dyn Log>,
+    listener: TcpListener,
+    config: &Config,
+    descriptors: u64,
+    scope: &Scope,
+) -> Result<Arc<Hub>, LogError> {
     let mut tails = Vec::new();
     for partition in (0..log.partitions()).map(Partition) {
         tails.push(log.tail(partition).await?);
@@ -100,6 +112,9 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
         pulses.push(tailer.pulse());
         scope.spawn_critical("tailer", tailer.run(served.clone()));
     }
+    let broken = Arc::clone(&log);
+    scope.spawn_critical("log", until_drain(scope.clone(), async move { broken.broken().await }));
+    scope.spawn_critical("publisher", until_drain(scope.clone(), publisher.ended()));
     let options = app_options(config, descriptors);
     let metrics = Metrics::new(|registry| {
         http_metrics.register(registry);
@@ -126,7 +141,7 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
     });
     scope.tracker().spawn(close_sessions(Arc::clone(&hub), scope.clone(), config.drain.deadline));
     scope.tracker().spawn(close_log(log, served, workers));
-    Ok(Broker { address, log: log_in_words, hub })
+    Ok(hub)
 }
 
 async fn open_log(config: &Config) -> Result<(Arc<dyn Log>, String), StartError> {
@@ -188,6 +203,11 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
     }
 }
 
+/// Whatever ends during the drain has ended in good order.
+async fn until_drain(scope: Scope, ended: impl Future<Output = ()>) {
+    scope.soft().run_until_cancelled(ended).await;
+}
+
 /// Tells the sessions to close once the drain begins, a few at a time.
 async fn close_sessions(hub: Arc<Hub>, scope: Scope, deadline: Duration) {
     scope.soft().cancelled().await;
@@ -210,4 +230,40 @@ async fn close_log(log: Arc<dyn Log>, served: CancellationToken, workers: TaskTr
     workers.close();
     workers.wait().await;
     log.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::Sources;
+    use crate::config::server::NodeId;
+    use crate::lifecycle::{Lifecycle, Timing};
+
+    /// Seen to fail without the critical task that waits for the log.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_broker_whose_log_died_drains_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let broken = Arc::new(AtomicBool::new(false));
+        let breaks = Arc::clone(&broken);
+        let clock = Arc::new(move || {
+            let writes = std::thread::current().name() == Some("log-writer");
+            assert!(!(writes && breaks.load(Ordering::SeqCst)), "the test breaks the writer");
+            1_700_000_000_000
+        });
+        let log = Arc::new(EmbeddedLog::open(dir.path(), EmbeddedOptions::default(), clock).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let sources = Sources::defaults(NodeId::generate("test", 1));
+        let config = Config::load(&sources).unwrap();
+        let lifecycle = Lifecycle::new();
+        start_on(log, listener, &config, 1_024, &lifecycle.scope()).await.unwrap();
+        broken.store(true, Ordering::SeqCst);
+        let (_signals, none) = mpsc::channel(1);
+        let timing = Timing { delay: Duration::ZERO, deadline: Duration::from_secs(10) };
+        let ended = tokio::time::timeout(Duration::from_secs(30), lifecycle.run(none, timing)).await;
+        assert_eq!(ended.expect("the broker ends by itself").failed, Some("log"));
+    }
 }

@@ -83,6 +83,11 @@ pub trait Log: Send + Sync + 'static {
     /// Registers what this store counts.
     fn register(&self, _registry: &mut Registry) {}
 
+    /// Comes back when the store's own work has died, so that nothing can be appended any more.
+    async fn broken(&self) {
+        std::future::pending().await
+    }
+
     /// Ends connections and background work after the last use; what was acknowledged is safe before.
     async fn close(&self);
 }

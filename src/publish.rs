@@ -10,6 +10,8 @@ mod metrics;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -112,6 +114,15 @@ impl Publisher {
         };
         let partitions = (0..log.partitions()).map(Partition).map(start_queue).collect();
         Self { partitions, hub: Arc::clone(hub), metrics }
+    }
+
+    /// Comes back when a task that publishes has ended.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let senders: Vec<_> = self.partitions.iter().map(|queue| queue.sender.clone()).collect();
+        async move {
+            let mut closed: FuturesUnordered<_> = senders.iter().map(mpsc::Sender::closed).collect();
+            closed.next().await;
+        }
     }
 
     /// Publishes items of one partition, all or nothing, and waits for the log.

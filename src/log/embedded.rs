@@ -47,6 +47,7 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use self::directory::Directory;
 pub use self::directory::OpenError;
@@ -108,6 +109,8 @@ pub struct EmbeddedLog {
     room: Arc<Semaphore>,
     /// `None` once the log is closed.
     writer: Mutex<Option<WriterHandle>>,
+    /// Cancelled when the writer has ended.
+    writer_ended: CancellationToken,
 }
 
 struct WriterHandle {
@@ -151,12 +154,18 @@ impl EmbeddedLog {
         let shared = Arc::new(Shared { directory, options, clock, feed, store });
         let (queue, commands) = sync_channel((QUEUE_KIB / COMMAND_KIB_MIN) as usize);
         let writer = Writer::new(Arc::clone(&shared), state);
+        let writer_ended = CancellationToken::new();
+        let ended = writer_ended.clone().drop_guard();
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || writer.run(&commands))
+            .spawn(move || {
+                let _ended = ended;
+                writer.run(&commands);
+            })
             .map_err(|error| OpenError::Io { dir: dir.to_owned(), doing: "start a thread", error })?;
         let writer = Mutex::new(Some(WriterHandle { queue, thread }));
-        Ok(Self { shared, room: Arc::new(Semaphore::new(QUEUE_KIB as usize)), writer })
+        let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
+        Ok(Self { shared, room, writer, writer_ended })
     }
 
     /// Queues a command for the writer and waits for its answer.
@@ -281,6 +290,10 @@ impl Log for EmbeddedLog {
         let shared = Arc::downgrade(&self.shared);
         let refs = move || shared.upgrade().map_or(0, |shared| shared.feed.refs());
         observe(registry, "embedded_feed_refs", "Refs of the feed in memory", refs);
+    }
+
+    async fn broken(&self) {
+        self.writer_ended.cancelled().await;
     }
 
     async fn close(&self) {

@@ -63,6 +63,7 @@ impl Log for HeldLog {
             changed.await;
         }
         if let Some(error) = self.failure.lock().take() {
+            assert!(!matches!(error, LogError::Damaged(_)), "the test breaks the task");
             return Err(error);
         }
         let items = requests.iter().flat_map(|request| &request.items);
@@ -241,4 +242,15 @@ async fn after_the_stop_what_waits_is_still_sent_and_nothing_more_is_taken() {
     let late = setup.publisher.publish(request("late")).await.unwrap_err();
     assert!(matches!(late, PublishError::Stopping), "{late:?}");
     assert_eq!(late.outcome(), Outcome::NotPublished);
+}
+
+#[tokio::test]
+async fn a_task_that_panics_is_noticed_and_its_publisher_told_that_nothing_is_known() {
+    let setup = setup();
+    assert!(setup.publisher.ended().now_or_never().is_none());
+    *setup.log.failure.lock() = Some(LogError::Damaged(String::new()));
+    setup.log.allow(1);
+    let answer = setup.publisher.publish(request("a")).await;
+    assert_eq!(answer.map_err(|error| error.outcome()), Err(Outcome::Unknown));
+    setup.publisher.ended().await;
 }
