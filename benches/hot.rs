@@ -110,12 +110,12 @@ fn rings(criterion: &mut Criterion) {
     let mut node = Node::new();
     let topic = node.join("a");
     node.release("a", 1024, &json_event().draft);
-    let watermark = node.watermark();
+    let marks = node.marks();
     for (name, back) in [("nothing new", 0), ("one new frame", 1), ("64 new frames", 64)] {
         let position = node.before_last(back);
-        group.bench_function(name, |b| b.iter(|| topic.look(black_box(position), watermark, 64)));
+        group.bench_function(name, |b| b.iter(|| topic.look(black_box(position), &marks, 64)));
     }
-    group.bench_function("left behind", |b| b.iter(|| topic.look(StreamId::ZERO, watermark, 64)));
+    group.bench_function("left behind", |b| b.iter(|| topic.look(StreamId::ZERO, &marks, 64)));
     group.finish();
 }
 

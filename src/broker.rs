@@ -23,7 +23,7 @@ use crate::config::{Config, InvalidKey};
 use crate::fanout::{FanoutOptions, Hub, RingLimits};
 use crate::http::listener::ListenerOptions;
 use crate::http::metrics::HttpMetrics;
-use crate::http::{self, App, AppOptions};
+use crate::http::{self, App, AppOptions, Bodies};
 use crate::id::Partition;
 use crate::lifecycle::Scope;
 use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, OpenError, system_clock};
@@ -116,18 +116,21 @@ async fn start_on(
     scope.spawn_critical("log", until_drain(scope.clone(), async move { broken.broken().await }));
     scope.spawn_critical("publisher", until_drain(scope.clone(), publisher.ended()));
     let options = app_options(config, descriptors);
+    let bodies = Bodies::new(&options.publish);
     let metrics = Metrics::new(|registry| {
         http_metrics.register(registry);
         options.session.metrics.register(registry);
         hub.register(registry);
         tailer_metrics.register(registry, &pulses);
         publisher.register(registry);
+        bodies.register(registry);
         log.register(registry);
     });
     let app = App {
         log: Arc::clone(&log),
         hub: Arc::clone(&hub),
         publisher,
+        bodies,
         pulses,
         scope: scope.clone(),
         metrics,

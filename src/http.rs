@@ -33,6 +33,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use self::listener::ListenerOptions;
 use self::metrics::HttpMetrics;
 use self::problem::{Code, Problem};
+pub use self::publish::Bodies;
 use crate::channel::Channel;
 use crate::config::cors::AllowedOrigins;
 use crate::fanout::Hub;
@@ -59,6 +60,8 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// The way to the log.
     pub publisher: Publisher,
+    /// Memory for the bodies of publishes.
+    pub bodies: Bodies,
     /// Signs of life of the tailers.
     pub pulses: Vec<Arc<Pulse>>,
     /// Tells when the node leaves.

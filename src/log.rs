@@ -85,7 +85,7 @@ pub trait Log: Send + Sync + 'static {
 
     /// Comes back when the store's own work has died, so that nothing can be appended any more.
     async fn broken(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Ends connections and background work after the last use; what was acknowledged is safe before.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use headwater::channel::Channel;
 use headwater::cursor::Start;
 use headwater::event::{Draft, Event};
-use headwater::fanout::{FanoutOptions, Hub, Mailbox, RingLimits, Topic};
+use headwater::fanout::{FanoutOptions, Hub, Mailbox, Marks, RingLimits, Topic};
 use headwater::id::{Partition, StreamId};
 use headwater::log::embedded::{EmbeddedLog, EmbeddedOptions, system_clock};
 use headwater::log::retention::RetentionRules;
@@ -82,8 +82,8 @@ impl Node {
         self.hub.release(look, vec![released]);
     }
 
-    pub(crate) fn watermark(&self) -> StreamId {
-        self.hub.marks(ZERO).watermark
+    pub(crate) fn marks(&self) -> Marks {
+        self.hub.marks(ZERO)
     }
 
     /// The position that so many released events follow.

@@ -3,22 +3,21 @@
 //! Invariant: nothing of a single event or an array is published unless all of it is valid; an NDJSON stream
 //! is published in order up to its first bad line, and the answer says how much that was.
 
+mod body;
 mod item;
 mod ndjson;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
+pub use self::body::Bodies;
+use self::body::single_bytes_max;
 use self::item::{Limits, SingleBody, raw_item};
 use super::problem::{Code, Problem};
 use super::query::Query;
@@ -26,14 +25,6 @@ use super::{App, ChannelPath, json_response};
 use crate::channel::Channel;
 use crate::log::{AppendItem, Outcome};
 use crate::publish::{PublishError, Published};
-
-/// JSON may escape a character with six bytes.
-const ESCAPE_FACTOR: usize = 6;
-/// Room for everything in a body beside its data.
-const BODY_OVERHEAD_BYTES: usize = 64 * 1024;
-
-/// For a body that is published as a whole; an NDJSON stream may take its time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a body is, by its `Content-Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,18 +44,17 @@ pub(super) async fn publish_to_channel(
 ) -> Result<Response, Problem> {
     let limits = Limits::of(&app);
     let key = idempotency_header(&headers)?;
-    let event_bytes_max = app.options.publish.event_bytes_max;
-    let item = match media(&headers)? {
+    let publish = &app.options.publish;
+    // What is held is given back when the event is published.
+    let (item, _held) = match media(&headers)? {
         Media::Json => {
-            let body =
-                read_body(body, event_bytes_max * ESCAPE_FACTOR + BODY_OVERHEAD_BYTES, Code::DataTooLarge)
-                    .await?;
-            let fields = SingleBody::parse(&body)?;
-            fields.into_item(channel, key, &limits)?
+            let (body, held) = app.bodies.read(body, single_bytes_max(publish), Code::DataTooLarge).await?;
+            (SingleBody::parse(&body)?.into_item(channel, key, &limits)?, held)
         }
         Media::Raw => {
-            let body = read_body(body, event_bytes_max, Code::DataTooLarge).await?;
-            raw_item(channel, &body, Query::parse(query.as_deref())?.first("event"), key, &limits)?
+            let (body, held) = app.bodies.read(body, publish.event_bytes_max, Code::DataTooLarge).await?;
+            let query = Query::parse(query.as_deref())?;
+            (raw_item(channel, &body, query.first("event"), key, &limits)?, held)
         }
         Media::Ndjson => {
             let detail = "application/x-ndjson goes to POST /events, where every line names its channel";
@@ -99,8 +89,10 @@ pub(super) async fn publish_many(
 }
 
 async fn publish_array(app: &App, body: Body) -> Result<Response, Problem> {
-    let body = read_body(body, app.options.publish.batch_bytes_max, Code::BatchTooLarge).await?;
+    let (body, _held) =
+        app.bodies.read(body, app.options.publish.batch_bytes_max, Code::BatchTooLarge).await?;
     let items = parse_array(app, &body)?;
+    drop(body);
     let channels: Vec<Channel> = items.iter().map(|item| item.channel.clone()).collect();
     let published = publish_items(app, items).await.map_err(Failed::into_problem)?;
     let results: Vec<Value> = channels.iter().zip(&published).map(|(c, p)| receipt(c, *p)).collect();
@@ -212,25 +204,6 @@ fn media(headers: &HeaderMap) -> Result<Media, Problem> {
         other => unsupported(format!(
             "{other:?} is not taken: send application/json, text/plain or application/x-ndjson"
         )),
-    }
-}
-
-async fn read_body(body: Body, bytes_max: usize, code: Code) -> Result<Bytes, Problem> {
-    let collecting = timeout(BODY_TIMEOUT, Limited::new(body, bytes_max).collect());
-    let Ok(collected) = collecting.await else {
-        let detail = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-        return Err(Problem::new(Code::RequestTimeout, detail));
-    };
-    match collected {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            let key = match code {
-                Code::BatchTooLarge => "publish.batch_bytes_max",
-                _ => "which data within publish.event_bytes_max never needs",
-            };
-            Err(Problem::new(code, format!("the body exceeds {bytes_max} bytes, {key}")))
-        }
-        Err(error) => Err(Problem::new(Code::InvalidBody, format!("the body ended early: {error}"))),
     }
 }
 

@@ -11,6 +11,8 @@ mod support;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod bodies;
+#[cfg(test)]
 mod browser;
 #[cfg(test)]
 mod chaos;

@@ -1,7 +1,7 @@
 //! NDJSON: a stream of items, one a line, published in order in chunks while it is read.
 //!
 //! While the log works on one chunk the next gathers, so that chunks grow as large as the log is slow. Invariant:
-//! memory is bounded by two chunks and one line, however long the stream; a chunk is handed over only when the one
+//! memory is bounded by two chunks and one line, however long the stream, and for all streams together (`body.rs`); a chunk is handed over only when the one
 //! before is known to be published, so what is published before a bad line stays, nothing after it follows, and the
 //! answer says how many that were.
 
@@ -17,8 +17,9 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::super::{App, json_response};
+use super::body::{Held, single_bytes_max};
 use super::item::{Limits, parse_item};
-use super::{BODY_OVERHEAD_BYTES, Code, ESCAPE_FACTOR, Failed, Problem, publish_items, utf8};
+use super::{Code, Failed, Problem, publish_items, utf8};
 use crate::id::EventId;
 use crate::log::AppendItem;
 use crate::publish::Published;
@@ -29,12 +30,12 @@ const CHUNK_BYTES: usize = 512 * 1024;
 /// `POST /events` with `application/x-ndjson`.
 pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Response, Problem> {
     let mut publishing = Publishing::new(app);
-    let mut lines =
-        Lines::new(body, app.options.publish.event_bytes_max * ESCAPE_FACTOR + BODY_OVERHEAD_BYTES);
+    let mut lines = Lines::new(body, single_bytes_max(&app.options.publish));
     loop {
         while let Some(line) = lines.next_buffered() {
             publishing.take(&line, lines.number).await?;
         }
+        publishing.make_room(lines.buffer.len(), lines.number + 1).await?;
         if publishing.under_way.is_none() {
             // The log has nothing to do: it gets what there is.
             publishing.flush().await?;
@@ -61,6 +62,7 @@ struct Publishing<'a> {
     limits: Limits<'a>,
     waiting: Vec<AppendItem>,
     waiting_bytes: usize,
+    held: Held,
     first_waiting_line: u64,
     under_way: Option<UnderWay<'a>>,
     published: usize,
@@ -72,6 +74,7 @@ struct Publishing<'a> {
 struct UnderWay<'a> {
     call: BoxFuture<'a, Result<Vec<Published>, Failed>>,
     first_line: u64,
+    bytes: usize,
 }
 
 impl<'a> Publishing<'a> {
@@ -81,6 +84,7 @@ impl<'a> Publishing<'a> {
             limits: Limits::of(app),
             waiting: Vec::new(),
             waiting_bytes: 0,
+            held: app.bodies.hold(),
             first_waiting_line: 1,
             under_way: None,
             published: 0,
@@ -106,16 +110,34 @@ impl<'a> Publishing<'a> {
         if full || self.waiting_bytes >= CHUNK_BYTES { self.flush().await } else { Ok(()) }
     }
 
+    /// Accounts for what is in memory, and for `unparsed` bytes of the line that has not arrived whole.
+    async fn make_room(&mut self, unparsed: usize, line: u64) -> Result<(), Problem> {
+        loop {
+            let under_way = self.under_way.as_ref().map_or(0, |under_way| under_way.bytes);
+            let parsed = self.waiting_bytes + under_way;
+            match self.held.resize(parsed + unparsed) {
+                Ok(()) => return Ok(()),
+                // What is published takes no room any more.
+                Err(_) if parsed > 0 => self.flush_and_settle().await?,
+                Err(problem) => {
+                    let problem = self.stop(problem, line).await;
+                    let partly = self.published > 0;
+                    return Err(if partly { problem.with("outcome", "partial") } else { problem });
+                }
+            }
+        }
+    }
+
     /// Hands what waits to the log, once that is done with the chunk before.
     async fn flush(&mut self) -> Result<(), Problem> {
         self.settle().await?;
         if self.waiting.is_empty() {
             return Ok(());
         }
-        self.waiting_bytes = 0;
+        let bytes = std::mem::take(&mut self.waiting_bytes);
         let items = std::mem::take(&mut self.waiting);
         let call = Box::pin(publish_items(self.app, items));
-        self.under_way = Some(UnderWay { call, first_line: self.first_waiting_line });
+        self.under_way = Some(UnderWay { call, first_line: self.first_waiting_line, bytes });
         // A call begins when it is first looked at.
         std::future::poll_fn(|cx| match self.poll_settled(cx) {
             Poll::Ready(Err(problem)) => Poll::Ready(Err(problem)),

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::until::{DEADLINE, PAUSE};
 
 /// What is 0 on a broker without clients, publishers and unread history.
-const IDLE: [&str; 8] = [
+const IDLE: [&str; 9] = [
     "headwater_event_streams",
     "headwater_subscriptions",
     "headwater_topics",
@@ -20,6 +20,7 @@ const IDLE: [&str; 8] = [
     "headwater_reading_page_bytes",
     "headwater_publish_queue_requests",
     "headwater_publish_queue_bytes",
+    "headwater_request_body_bytes",
 ];
 
 /// One look.
