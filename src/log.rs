@@ -263,7 +263,7 @@ pub struct ListQuery {
     pub prefix: String,
     /// Where the page before ended.
     pub cursor: Option<String>,
-    /// About this many names.
+    /// At most this many names.
     pub limit: usize,
 }
 

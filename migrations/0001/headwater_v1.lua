@@ -207,6 +207,12 @@ local function read(keys, args)
   return head
 end
 
+-- FCALL headwater_count_v1 1 <feed> <channel> <low> <high>: {entries, where to go on or ''}, a stretch at a time.
+local function count(keys, args)
+  local entries = redis.call('XRANGE', base_of(keys[1]) .. 'ch:' .. args[1], args[2], args[3], 'COUNT', 500)
+  return { #entries, #entries == 500 and '(' .. entries[500][1] or '' }
+end
+
 local function tail_of(feed, base)
   return { feed_last(feed), redis.call('HGET', base .. 'state', 'epoch') or '0-0' }
 end
@@ -327,6 +333,7 @@ end
 redis.register_function('headwater_publish_v1', publish)
 redis.register_function('headwater_adopt_v1', adopt)
 redis.register_function { function_name = 'headwater_read_v1', callback = read, flags = { 'no-writes' } }
+redis.register_function { function_name = 'headwater_count_v1', callback = count, flags = { 'no-writes' } }
 redis.register_function { function_name = 'headwater_tail_v1', callback = tail, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'headwater_reset_v1', callback = reset, flags = { 'allow-oom' } }
 redis.register_function { function_name = 'headwater_purge_v1', callback = purge, flags = { 'allow-oom' } }

@@ -4,6 +4,7 @@
 //! out as text, byte for byte. `--json` and `--text` decide otherwise.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -91,8 +92,18 @@ where
         Some(channel) if !arguments.ndjson => {
             publish_one(&broker, channel, &arguments, &mut input, out).await
         }
+        Some(file) if is_file_of_lines(file) => Err(Failure::usage(anyhow!(
+            "{file} is a file, and --ndjson reads standard input: headwater publish --ndjson < {file}"
+        ))),
         channel => publish_lines(&broker, channel.as_deref(), input, out).await,
     }
+}
+
+fn is_file_of_lines(name: &str) -> bool {
+    let path = Path::new(name);
+    path.extension()
+        .is_some_and(|extension| ["ndjson", "jsonl", "json"].iter().any(|known| extension == *known))
+        && path.is_file()
 }
 
 async fn publish_one(
@@ -186,7 +197,7 @@ where
 
 /// Shown only where standard error is a terminal.
 fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {pos} lines, {msg}, {per_sec}")
+    let style = ProgressStyle::with_template("{spinner} {pos} lines, {msg}, {elapsed}")
         .expect("the template is fixed and tests parse it");
     let bar = ProgressBar::new_spinner().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -381,6 +392,18 @@ mod tests {
             "{request}"
         );
         assert!(request.contains("{\"channel\":\"a\",\"data\":3}"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_place_of_the_channel_is_explained() {
+        let broker = ScriptedBroker::start(Vec::new()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("events.ndjson");
+        std::fs::write(&file, "").unwrap();
+        let file = file.to_str().unwrap();
+        let (exit, message) = told(run_with(&broker, &["--ndjson", file], b"").await.unwrap_err());
+        assert_eq!(exit, Exit::Usage);
+        assert!(message.contains(&format!("headwater publish --ndjson < {file}")), "{message}");
     }
 
     #[tokio::test]

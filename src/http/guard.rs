@@ -43,11 +43,10 @@ fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
     if matches!(request.uri().path(), "/healthz" | "/readyz") {
         return Ok(());
     }
-    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
-    let host = header(header::HOST).or_else(|| request.uri().authority().map(http::uri::Authority::as_str));
-    if let Some(host) = host
-        && !is_loopback(host)
-    {
+    // Every one that is there: which of them another program takes for the right one, nobody knows.
+    let all = |name| request.headers().get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+    let authority = request.uri().authority().map(http::uri::Authority::as_str);
+    if let Some(host) = all(header::HOST).chain(authority).find(|host| !is_loopback(host)) {
         return Err(Problem::new(
             Code::ForbiddenHost,
             format!(
@@ -55,10 +54,8 @@ fn check(allowed: &AllowedOrigins, request: &Request) -> Result<(), Problem> {
             ),
         ));
     }
-    if let Some(origin) = header(header::ORIGIN)
-        && !allowed.allows(origin)
-        && !is_loopback_origin(origin)
-    {
+    let foreign = |origin: &&str| !allowed.allows(origin) && !is_loopback_origin(origin);
+    if let Some(origin) = all(header::ORIGIN).find(foreign) {
         return Err(Problem::new(
             Code::ForbiddenOrigin,
             format!("Origin is {origin:?}; add it to cors.allowed_origins if its pages may use this broker"),
@@ -87,6 +84,25 @@ fn is_loopback(authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_host_and_origin_of_a_request_is_looked_at() {
+        let allowed = AllowedOrigins::Listed(Vec::new());
+        let check = |uri: &str, headers: &[(&str, &str)]| {
+            let request = headers
+                .iter()
+                .fold(Request::get(uri), |request, (name, value)| request.header(*name, *value));
+            check(&allowed, &request.body(axum::body::Body::empty()).unwrap())
+                .map_err(|problem| problem.code())
+        };
+        assert_eq!(check("/events", &[("host", "localhost"), ("origin", "http://localhost:1")]), Ok(()));
+        let twice = [("host", "localhost"), ("host", "evil.example")];
+        assert_eq!(check("/events", &twice), Err(Code::ForbiddenHost));
+        assert_eq!(check("http://evil.example/events", &[("host", "localhost")]), Err(Code::ForbiddenHost));
+        let origins = [("origin", "http://localhost"), ("origin", "http://evil.example")];
+        assert_eq!(check("/events", &origins), Err(Code::ForbiddenOrigin));
+        assert_eq!(check("/healthz", &twice), Ok(()));
+    }
 
     #[test]
     fn only_names_of_the_loopback_interface_pass() {

@@ -37,7 +37,7 @@ pub(super) async fn history(
 ) -> Result<Response, Problem> {
     let partition = channel.partition(app.hub.partitions());
     let query = Query::parse(query.as_deref())?;
-    let ascending = match query.first("order") {
+    let ascending = match query.single("order")? {
         None | Some("asc") => true,
         Some("desc") => false,
         Some(other) => return Err(Problem::query("order", format!("expected asc or desc, not {other:?}"))),
@@ -89,7 +89,7 @@ impl<'a> Described<'a> {
 }
 
 fn position(app: &App, query: &Query, name: &str, partition: Partition) -> Result<Option<StreamId>, Problem> {
-    let Some(text) = query.first(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let Some(text) = query.single(name)?.filter(|text| !text.is_empty()) else { return Ok(None) };
     if app.hub.partitions() == 1
         && let Ok(id) = text.parse::<StreamId>()
     {
@@ -112,8 +112,8 @@ pub(super) async fn list(
     let list = app
         .log
         .channels(&ListQuery {
-            prefix: query.first("prefix").unwrap_or_default().to_owned(),
-            cursor: query.first("cursor").filter(|cursor| !cursor.is_empty()).map(str::to_owned),
+            prefix: query.single("prefix")?.unwrap_or_default().to_owned(),
+            cursor: query.single("cursor")?.filter(|cursor| !cursor.is_empty()).map(str::to_owned),
             limit: limit as usize,
         })
         .await?;

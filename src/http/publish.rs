@@ -54,7 +54,7 @@ pub(super) async fn publish_to_channel(
         Media::Raw => {
             let (body, held) = app.bodies.read(body, publish.event_bytes_max, Code::DataTooLarge).await?;
             let query = Query::parse(query.as_deref())?;
-            (raw_item(channel, &body, query.first("event"), key, &limits)?, held)
+            (raw_item(channel, &body, query.single("event")?, key, &limits)?, held)
         }
         Media::Ndjson => {
             let detail = "application/x-ndjson goes to POST /events, where every line names its channel";
@@ -178,7 +178,12 @@ fn receipt(channel: &Channel, published: Published) -> Value {
 
 /// The header's key, validated together with the body's.
 fn idempotency_header(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        let detail = "the Idempotency-Key header stands there more than once; send one of them";
+        return Err(Problem::new(Code::InvalidIdempotency, detail));
+    }
     let text = value
         .to_str()
         .map_err(|_| Problem::new(Code::InvalidIdempotency, "the Idempotency-Key header is visible ASCII"))?;

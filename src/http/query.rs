@@ -38,13 +38,22 @@ impl Query {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
+    /// The value of a parameter that stands there once at most.
+    pub(super) fn single(&self, name: &str) -> Result<Option<&str>, Problem> {
+        let mut values = self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            (_, Some(_)) => Err(Problem::query(name, "it stands there more than once; send one of them")),
+        }
+    }
+
     /// A whole number within bounds.
     pub(super) fn number(
         &self,
         name: &str,
         range: std::ops::RangeInclusive<u32>,
     ) -> Result<Option<u32>, Problem> {
-        let Some(text) = self.first(name) else { return Ok(None) };
+        let Some(text) = self.single(name)? else { return Ok(None) };
         let expected =
             || format!("expected a whole number from {} to {}, not {text:?}", range.start(), range.end());
         match text.parse::<u32>() {
@@ -55,7 +64,7 @@ impl Query {
 
     /// A switch: `1` or `true`, `0` or `false`.
     pub(super) fn switch(&self, name: &str) -> Result<bool, Problem> {
-        match self.first(name) {
+        match self.single(name)? {
             None | Some("0" | "false") => Ok(false),
             Some("1" | "true") => Ok(true),
             Some(other) => Err(Problem::query(name, format!("expected 1 or 0, not {other:?}"))),

@@ -75,12 +75,12 @@ pub(super) async fn cursor(
 
 fn parse(app: &App, headers: &HeaderMap, query: &Query) -> Result<Subscription, Problem> {
     let channels = parse_channels(app, query)?;
-    let filter = match query.first("filters").filter(|text| !text.is_empty()) {
+    let filter = match query.single("filters")?.filter(|text| !text.is_empty()) {
         Some(json) => app.hub.filters.compile(json)?,
         None => None,
     };
     check_metadata(query)?;
-    let user = query.first("user").filter(|user| !user.is_empty());
+    let user = query.single("user")?.filter(|user| !user.is_empty());
     if user.is_some_and(|user| user.len() > USER_BYTES_MAX || user.chars().any(char::is_control)) {
         let reason = format!("a user id has at most {USER_BYTES_MAX} bytes and no control characters");
         return Err(Problem::query("user", reason));
@@ -131,7 +131,7 @@ fn parse_start(
 }
 
 fn check_metadata(query: &Query) -> Result<(), Problem> {
-    let Some(metadata) = query.first("metadata").filter(|text| !text.is_empty()) else { return Ok(()) };
+    let Some(metadata) = query.single("metadata")?.filter(|text| !text.is_empty()) else { return Ok(()) };
     if metadata.len() > METADATA_BYTES_MAX {
         return Err(Problem::query("metadata", format!("at most {METADATA_BYTES_MAX} bytes of JSON")));
     }

@@ -86,6 +86,7 @@ macro_rules! suite {
             channels_are_listed_by_prefix_and_in_pages
             purged_and_expired_channels_are_not_listed
             info_tells_length_first_and_last
+            info_does_not_count_what_has_expired
             the_feed_names_every_event_once_in_order_from_any_watermark
             the_feed_names_events_appended_while_it_is_followed
             following_without_news_answers_nothing_after_a_while

@@ -13,6 +13,7 @@ mod entry;
 mod feed;
 mod functions;
 mod keys;
+mod listing;
 mod metrics;
 mod migrate;
 mod page;
@@ -185,6 +186,25 @@ impl RedisLog {
         Ok(results)
     }
 
+    /// Entries of a channel before `end`, counted in stretches that hold up nobody else.
+    async fn count_before(&self, channel: &Channel, end: StreamId) -> Result<u64, LogError> {
+        let feed = self.keys.feed(self.partition_of(channel));
+        let (mut counted, mut from) = (0, "-".to_owned());
+        loop {
+            let args = || [channel.as_str(), &from, &format!("({end}")].map(Value::from).to_vec();
+            let reply =
+                fcall(self.connections.read(), Effect::Read, "headwater_count_v1", &feed, args).await?;
+            let [count, next] = reply.elements() else {
+                return Err(unexpected("headwater_count_v1", &reply));
+            };
+            counted += count.number().unwrap_or_default();
+            match next.text().filter(|next| !next.is_empty()) {
+                None => return Ok(counted),
+                Some(next) => from = next.into_owned(),
+            }
+        }
+    }
+
     /// Tells about entries that no function wrote, but not at every read.
     fn tell_of_foreign(&self, channel: &Channel, entries: usize) {
         self.foreign.inc_by(entries as u64);
@@ -349,37 +369,15 @@ impl Log for RedisLog {
             return Ok(None);
         };
         let key = self.keys.channel(self.partition_of(channel), channel);
-        let length = newest.bounds.extent.map_or(0, |extent| extent.length);
+        let mut length = oldest.bounds.extent.map_or(0, |extent| extent.length);
+        if oldest.bounds.passed_over_expired {
+            length = length.saturating_sub(self.count_before(channel, first.id).await?);
+        }
         Ok(Some(ChannelInfo { length, first: first.id, last: last.id, key: Some(key) }))
     }
 
     async fn channels(&self, query: &ListQuery) -> Result<ChannelList, LogError> {
-        let (partition, cursor) = match &query.cursor {
-            None => (0, "0".to_owned()),
-            Some(cursor) => cursor
-                .split_once('-')
-                .and_then(|(p, cursor)| Some((p.parse().ok()?, cursor.parse::<u64>().ok()?.to_string())))
-                .filter(|(p, _)| *p < self.partitions)
-                .ok_or(LogError::BadCursor)?,
-        };
-        let glob = escape_glob(&query.prefix) + "*";
-        let count = query.limit.max(1).to_string();
-        let args = || [&*cursor, &glob, &count].map(Value::from).to_vec();
-        let feed = self.keys.feed(Partition(partition));
-        let client = self.connections.news();
-        let reply = fcall(client, Effect::Write, "headwater_channels_v1", &feed, args).await?;
-        let [next, names] = reply.elements() else { return Err(unexpected("headwater_channels_v1", &reply)) };
-        let next = match next.text().as_deref() {
-            Some("0") | None => {
-                Some(partition + 1).filter(|p| *p < self.partitions).map(|p| format!("{p}-0"))
-            }
-            Some(next) => Some(format!("{partition}-{next}")),
-        };
-        let names = names.elements().iter().filter_map(Reply::text);
-        Ok(ChannelList {
-            channels: names.filter_map(|name| Channel::parse_stored(&name).ok()).collect(),
-            next,
-        })
+        listing::list(self.connections.news(), &self.keys, self.partitions, query).await
     }
 
     async fn ping(&self) -> Result<(), LogError> {
@@ -411,16 +409,4 @@ fn adopt_refusal(error: LogError, channel: &Channel) -> LogError {
         Some((_, detail)) => Refusal::WrongType(channel.clone(), detail.to_owned()).into(),
         None => LogError::Refused(text),
     }
-}
-
-/// Takes the special meaning from the characters that Redis' glob matching gives one.
-fn escape_glob(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-    }
-    escaped
 }

@@ -134,6 +134,7 @@ async fn an_excluded_connection_does_not_get_the_event(store: Store) {
     let mut other = Subscribe::to(&["a"]).connect(broker.addr).await;
     let id = sender.connected.json()["connection_id"].clone();
     broker.http.publish_event("a", &json!({ "data": "mine", "exclude": [id] })).await;
+    broker.http.publish_event("b", &json!({ "data": "everybody's", "exclude": null, "event": null })).await;
     broker.http.publish("a", "fence").await;
     assert_eq!(sender.one().await, "fence");
     assert_eq!(other.data(2).await, ["mine", "fence"]);
@@ -156,6 +157,8 @@ async fn the_same_key_publishes_once_per_channel_and_answers_the_first_id(store:
     post_raw(http, "/channels/a/events", &headers, field.to_string()).await.expect(200);
     let different = json!({ "data": "x", "idempotency_key": "k2" }).to_string();
     post_raw(http, "/channels/a/events", &headers, different).await.problem(400);
+    let twice = [JSON, ("idempotency-key", "k3"), ("idempotency-key", "k4")];
+    post_raw(http, "/channels/a/events", &twice, body).await.problem(400);
     let elsewhere = post_raw(http, "/channels/b/events", &headers, body).await.expect(201).receipt();
     assert_ne!(elsewhere.id, first.id, "each channel has keys of its own");
     post_raw(http, "/events", &headers, r#"{"channel":"a","data":1}"#).await.problem(400);

@@ -123,6 +123,7 @@ async fn a_malformed_filter_is_refused_and_harms_nobody(store: Store) {
         let path = format!("/events?channels=a&filters={}", crate::support::http::escape(filters));
         broker.http.get(&path).await.problem(400);
     }
+    broker.http.get("/events?channels=a&filters=%7B%7D&filters=%7B%22x%22%3A1%7D").await.problem(400);
     broker.http.publish("a", "still here").await;
     assert_eq!(reader.one().await, "still here");
 }
@@ -181,7 +182,7 @@ async fn rewind_gives_the_last_events_of_each_channel_unless_there_is_a_cursor(s
     assert_eq!(rewind("100").connect(broker.addr).await.data(12).await.len(), 12);
     let mut resumed = rewind("2").after(&after_all.id).connect(broker.addr).await;
     assert_eq!(resumed.one().await, "live", "the cursor counts, not the rewind");
-    for wrong in ["101", "-1", "x", ""] {
+    for wrong in ["101", "-1", "x", "", "1&rewind=2"] {
         broker.http.get(&format!("/events?channels=a&rewind={wrong}")).await.problem(400);
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct SingleBody<'a> {
     #[serde(default)]
     retry: Option<u32>,
     #[serde(borrow, default)]
-    exclude: Vec<Cow<'a, str>>,
+    exclude: Option<Vec<Cow<'a, str>>>,
     #[serde(borrow, default)]
     idempotency_key: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -67,7 +67,7 @@ struct BatchItem<'a> {
     #[serde(default)]
     retry: Option<u32>,
     #[serde(borrow, default)]
-    exclude: Vec<Cow<'a, str>>,
+    exclude: Option<Vec<Cow<'a, str>>>,
     #[serde(borrow, default)]
     idempotency_key: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -107,7 +107,7 @@ impl<'a> SingleBody<'a> {
             kind: event_type(self.event.as_deref())?,
             data: limited(data, limits)?,
             retry: self.retry,
-            skip: skip_list(&self.exclude)?,
+            skip: skip_list(self.exclude.as_deref().unwrap_or_default())?,
         };
         let idempotency = idempotency(key, self.idempotency_window.as_deref(), limits)?;
         let retention = limits.retention.of(&channel);

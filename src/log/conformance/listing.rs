@@ -9,6 +9,7 @@ async fn list(log: &dyn Log, prefix: &str, limit: usize) -> Vec<String> {
     let mut query = ListQuery { prefix: prefix.to_owned(), cursor: None, limit };
     for _ in 0..1_000 {
         let page = log.channels(&query).await.unwrap();
+        assert!(page.channels.len() <= limit, "{} names on a page of {limit}", page.channels.len());
         names.extend(page.channels.iter().map(|channel| channel.as_str().to_owned()));
         if page.next.is_none() {
             names.sort_unstable();
@@ -21,13 +22,13 @@ async fn list(log: &dyn Log, prefix: &str, limit: usize) -> Vec<String> {
 
 pub(crate) async fn channels_are_listed_by_prefix_and_in_pages(harness: &impl Harness) {
     let log = harness.log();
-    let mut all: Vec<_> = (0..25).map(|n| format!("list:{n}")).collect();
+    let mut all: Vec<_> = (0..300).map(|n| format!("list:{n}")).collect();
     all.extend(["$user:1".to_owned(), "list".to_owned(), "lisu".to_owned(), "lis".to_owned()]);
     for name in &all {
         append_text(log, &channel(name), "x").await;
     }
     all.sort_unstable();
-    for limit in [1, 3, 10, 1_000] {
+    for limit in [1, 7, 100, 1_000] {
         assert_eq!(list(log, "", limit).await, all, "{limit} a page");
         let some: Vec<_> = all.iter().filter(|name| name.starts_with("list:1")).cloned().collect();
         assert_eq!(list(log, "list:1", limit).await, some);
@@ -64,4 +65,21 @@ pub(crate) async fn info_tells_length_first_and_last(harness: &impl Harness) {
     let receipts = append(log, items).await;
     let info = log.info(&name, &KEEP).await.unwrap().unwrap();
     assert_eq!((info.length, info.first, info.last), (5, receipts[0].id, receipts[4].id));
+}
+
+pub(crate) async fn info_does_not_count_what_has_expired(harness: &impl Harness) {
+    let log = harness.log();
+    let age = Retention { max_length: None, max_age: Some(Duration::from_secs(2)) };
+    let name = channel("info:aged");
+    let old = |n: i32| kept(item(&name, &n.to_string()), age);
+    // More than one stretch of a count.
+    append(log, (0..700).map(old).collect()).await;
+    harness.advance(Duration::from_millis(1_500)).await;
+    let young = append(log, vec![old(700), old(701)]).await;
+    harness.advance(Duration::from_secs(1)).await;
+    let info = log.info(&name, &age).await.unwrap().unwrap();
+    assert_eq!((info.length, info.first, info.last), (2, young[0].id, young[1].id));
+    assert_eq!(log.info(&name, &age).await.unwrap().unwrap().length, 2, "looking changes nothing");
+    harness.advance(Duration::from_secs(2)).await;
+    assert_eq!(log.info(&name, &age).await.unwrap(), None);
 }

@@ -44,6 +44,8 @@ async fn a_full_server_refuses_a_publish_as_a_whole_and_still_reads_and_purges()
     let page =
         store.fcall("headwater_read_v1", &["orders", "0-0", "99999999999999-0", "asc", "5", "1000000", ""]);
     assert_eq!(page.items()[7].items().len(), 5);
+    let counted = store.fcall("headwater_count_v1", &["orders", "-", "+"]);
+    assert!(matches!(counted.items(), [Reply::Int(100), _]), "{counted:?}");
     store.fcall("headwater_tail_v1", &[NO_FLOOR]);
     store.fcall("headwater_reset_v1", &[NO_FLOOR, NO_FLOOR]);
     store.fcall("headwater_channels_v1", &["0", "*", "10"]);
