@@ -74,21 +74,21 @@ fn comparisons() -> Vec<Scenario> {
         },
         Scenario {
             name: PACED,
-            args: &["fanout", "--connections", "1000", "--rate", "50", "--duration", "8s"],
+            args: &["fanout", "--connections", "1000", "--rate", "50", "--duration", "5s"],
             settings: &[],
             servers: with_limit,
             figures: FANOUT,
         },
         Scenario {
             name: SATURATED,
-            args: &["fanout", "--connections", "1000", "--publishers", "64", "--duration", "8s"],
+            args: &["fanout", "--connections", "1000", "--publishers", "64", "--duration", "5s"],
             settings: &[],
             servers: with_limit,
             figures: FANOUT,
         },
         Scenario {
             name: CHANNELS,
-            args: &["channels", "--channels", "5000", "--publishers", "32", "--duration", "8s"],
+            args: &["channels", "--channels", "5000", "--publishers", "32", "--duration", "5s"],
             settings: &[],
             servers: ALL,
             figures: &[
@@ -119,14 +119,14 @@ fn alone() -> Vec<Scenario> {
     vec![
         Scenario {
             name: NDJSON,
-            args: &["publish", "--ndjson", "--connections", "1", "--duration", "8s"],
+            args: &["publish", "--ndjson", "--connections", "1", "--duration", "5s"],
             settings: &[],
             servers: BROKER,
             figures: PUBLISH,
         },
         Scenario {
             name: REQUESTS,
-            args: &["publish", "--connections", "32", "--duration", "8s"],
+            args: &["publish", "--connections", "32", "--duration", "5s"],
             settings: &[],
             servers: BROKER,
             figures: PUBLISH,

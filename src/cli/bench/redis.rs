@@ -1,7 +1,7 @@
 //! How often Redis was asked for what, as it counts itself (`INFO commandstats`).
 //!
-//! Commands that a function runs within the server are counted beside the call of the function, so what a broker
-//! asks for is told by the calls that only clients make: `fcall`, `fcall_ro` and `xread`.
+//! Commands that a function or script runs within the server are counted beside the call of it, so what a server of
+//! events asks for is told by the calls that only clients make.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Commands by which a broker reads.
-const READS: [&str; 3] = ["fcall", "fcall_ro", "xread"];
+/// Commands by which clients read: functions, scripts, and new entries of streams.
+const READS: [&str; 5] = ["fcall", "fcall_ro", "eval", "evalsha", "xread"];
 
 /// A connection that only looks.
 pub(super) struct Redis {
@@ -93,7 +93,7 @@ impl Calls {
         Self(self.0.iter().filter_map(added).collect())
     }
 
-    /// Calls by which a broker reads.
+    /// Calls by which clients read.
     pub(super) fn reads(&self) -> u64 {
         READS.iter().filter_map(|name| self.0.get(*name)).sum()
     }
