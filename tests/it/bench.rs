@@ -151,7 +151,7 @@ async fn another_server_is_reached_by_templates(store: Store) {
         "--ready",
         "head",
         "--subscribe",
-        "/events?channel={channel}&metadata={n}&envelope=1",
+        "/events?channel={channel}&metadata={connection}&envelope=1",
         "--publish",
         "/events",
         "--publish-header",

@@ -1,6 +1,6 @@
 //! What is measured: where to subscribe and publish, as bytes to send.
 //!
-//! Templates make it any server: `{channel}` stands for a channel, `{n}` for the number of a connection, `{data}` for
+//! Templates make it any server: `{channel}` stands for a channel, `{connection}` for the number of a connection, `{data}` for
 //! the data of an event. A template that begins with `/` belongs to `--url`, one that begins with `http://` to
 //! another server.
 
@@ -19,7 +19,7 @@ use super::super::client::{self, ClientArgs};
 pub(super) struct TargetArgs {
     #[command(flatten)]
     client: ClientArgs,
-    /// Where a subscriber connects; {channel} and, for the number of the connection, {n} are filled in
+    /// Where a subscriber connects; {channel} and {connection}, its number, are filled in
     #[arg(long, value_name = "TEMPLATE", default_value = "/events?channels={channel}")]
     subscribe: String,
     /// A header of every subscriber, as in "Name: value"; repeatable
@@ -122,7 +122,11 @@ impl Target {
 
     /// The request of a subscriber.
     pub(super) fn subscription(&self, channel: &str, connection: usize, cursor: Option<&str>) -> String {
-        let path = self.subscribe.path.replace("{channel}", channel).replace("{n}", &connection.to_string());
+        let path = self
+            .subscribe
+            .path
+            .replace("{channel}", channel)
+            .replace("{connection}", &connection.to_string());
         let cursor = cursor.map(|cursor| format!("Last-Event-ID: {cursor}\r\n")).unwrap_or_default();
         let (authority, common, own) = (&self.subscribe.authority, &self.headers, &self.subscribe_headers);
         format!(
@@ -249,7 +253,7 @@ mod tests {
     async fn templates_make_it_any_server() {
         let arguments = [
             "--subscribe",
-            "/sub?id={channel}&c={n}",
+            "/sub?id={channel}&c={connection}",
             "--subscribe-header",
             "X-A: 1",
             "--subscribe-header",

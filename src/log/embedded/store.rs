@@ -26,8 +26,9 @@ use super::partition_state::{self, PartitionState};
 use crate::channel::Channel;
 use crate::log::LogError;
 
-/// Threads that write full memory tables to disk and merge tables.
-const WORKER_THREADS: usize = 2;
+/// Threads that write full memory tables to disk and merge tables. With several, the database's first one has to stay
+/// free for memory tables, and while the others merge it passes waiting merges round in a busy loop.
+const WORKER_THREADS: usize = 1;
 
 /// Size from which a memory table of events goes to disk, in bytes. Up to four of them may wait.
 const EVENTS_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
