@@ -3,9 +3,13 @@
 use crate::measure::Results;
 use crate::recovery::{FIGURE, NAME};
 use crate::report::number;
-use crate::scenarios::{CHANNELS, IDLE_MANY, IDLE_ONE, LATENCY, NDJSON, PACED, SATURATED, STALLED, STORM};
-use crate::servers::Server::{self, Embedded, Nchan, NchanRedis, Redis, RedisBeside, WriteLoop};
-use Divisor::{Figure as By, Number, PerSecondOfCpu};
+use crate::scenarios::{
+    CHANNELS, IDLE_MANY, IDLE_ONE, LATENCY, NDJSON, NOT_STALLED, PACED, SATURATED, STALLED, STORM,
+};
+use crate::servers::Server::{
+    self, Embedded, EmbeddedInMemory, Nchan, NchanRedis, Redis, RedisBeside, WriteLoop,
+};
+use Divisor::{Figure as By, Number, PerSecondOfCpu, Without};
 use Limit::{AtLeast, AtMost};
 
 /// A figure of the report.
@@ -15,7 +19,7 @@ pub(crate) type Figure = (&'static str, Server, &'static str);
 pub(crate) struct Goal {
     pub(crate) what: &'static str,
     ours: Figure,
-    /// Divides ours.
+    /// What is done to ours.
     by: Divisor,
     pub(crate) limit: Limit,
     pub(crate) unit: &'static str,
@@ -26,6 +30,8 @@ pub(crate) enum Divisor {
     Figure(Figure),
     /// Ours divides a million: so many per second of CPU time.
     PerSecondOfCpu,
+    /// What goes without it is taken off first.
+    Without(Figure, f64),
 }
 
 #[derive(Clone, Copy)]
@@ -59,6 +65,7 @@ impl Goal {
             Number(by) => ours / by,
             By(theirs) => ours / median(theirs)?,
             PerSecondOfCpu => 1e6 / ours,
+            Without(other, by) => (ours - median(other)?) / by,
         })
     }
 }
@@ -188,16 +195,23 @@ pub(crate) const GOALS: &[Goal] = &[
         unit: " ms",
     },
     Goal {
+        what: "the same, embedded log in memory",
+        ours: (LATENCY, EmbeddedInMemory, P99),
+        by: Number(1_000.0),
+        limit: AtMost(5.0),
+        unit: " ms",
+    },
+    Goal {
         what: "memory for a stalled subscriber 20 MB behind, Redis",
         ours: (STALLED, RedisBeside, GROWTH),
-        by: Number(10_000.0),
+        by: Without((NOT_STALLED, RedisBeside, GROWTH), 10_000.0),
         limit: AtMost(1_000.0),
         unit: " kB",
     },
     Goal {
         what: "the same, embedded log",
         ours: (STALLED, Embedded, GROWTH),
-        by: Number(10_000.0),
+        by: Without((NOT_STALLED, Embedded, GROWTH), 10_000.0),
         limit: AtMost(1_000.0),
         unit: " kB",
     },

@@ -25,9 +25,11 @@ pub(crate) const NDJSON: &str = "one stream of NDJSON";
 pub(crate) const REQUESTS: &str = "32 publishers, one event a request";
 pub(crate) const LATENCY: &str = "100 subscribers, 200 events/s";
 pub(crate) const STALLED: &str = "10 stalled subscribers, 20 MB each";
+pub(crate) const NOT_STALLED: &str = "the same without anybody who stalls";
 
 const ALL: &[Server] = &[Server::Embedded, Server::Redis, Server::Nchan, Server::NchanRedis, Server::AxumSse];
 const BROKER: &[Server] = &[Server::Embedded, Server::RedisBeside];
+const BROKER_AND_MEMORY: &[Server] = &[Server::Embedded, Server::EmbeddedInMemory, Server::RedisBeside];
 const MEMORY: &[(&str, &str)] = &[
     ("server_pss_bytes_per_connection", "PSS per connection"),
     ("connections_per_s", "connections/s"),
@@ -128,14 +130,14 @@ fn alone() -> Vec<Scenario> {
             name: REQUESTS,
             args: &["publish", "--connections", "32", "--duration", "5s"],
             settings: &[],
-            servers: BROKER,
+            servers: BROKER_AND_MEMORY,
             figures: PUBLISH,
         },
         Scenario {
             name: LATENCY,
             args: &["fanout", "--connections", "100", "--rate", "200", "--duration", "10s"],
             settings: &[],
-            servers: BROKER,
+            servers: BROKER_AND_MEMORY,
             figures: FANOUT,
         },
         Scenario {
@@ -163,6 +165,25 @@ fn alone() -> Vec<Scenario> {
                 ("stalled_catch_up_events_per_s", "events/s when they read again"),
                 ("lost", "lost"),
             ],
+        },
+        Scenario {
+            name: NOT_STALLED,
+            args: &[
+                "fanout",
+                "--connections",
+                "1",
+                "--size",
+                "1000",
+                "--events",
+                "20000",
+                "--warm-up",
+                "6s",
+                "--patience",
+                "30s",
+            ],
+            settings: &[("retention.max_length", "100000"), ("sse.write_timeout", "10m")],
+            servers: BROKER,
+            figures: &[("server_pss_growth_bytes", "growth of PSS"), ("lost", "lost")],
         },
     ]
 }

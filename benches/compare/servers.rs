@@ -17,6 +17,8 @@ use tempfile::TempDir;
 pub(crate) const SERVER_CORE: usize = 0;
 pub(crate) const LOAD_CORE: usize = 1;
 
+/// A file system in memory.
+const IN_MEMORY: &str = "/dev/shm";
 /// A server that does not listen by then does not start.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// The lowest are enough to go before what has none.
@@ -27,6 +29,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Server {
     Embedded,
+    /// Its log in a file system in memory, which leaves out the disk.
+    EmbeddedInMemory,
     Redis,
     /// On Redis, which has the load's core, so that the server's is the broker's alone.
     RedisBeside,
@@ -78,6 +82,7 @@ impl Server {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Embedded => "Headwater, embedded log",
+            Self::EmbeddedInMemory => "Headwater, embedded log in memory",
             Self::Redis => "Headwater, Redis",
             Self::RedisBeside => "Headwater, Redis on the other core",
             Self::Nchan => "Nchan",
@@ -90,7 +95,7 @@ impl Server {
     /// How `headwater bench` reaches it.
     pub(crate) fn templates(self) -> &'static [&'static str] {
         match self {
-            Self::Embedded | Self::Redis | Self::RedisBeside => &[],
+            Self::Embedded | Self::EmbeddedInMemory | Self::Redis | Self::RedisBeside => &[],
             Self::Nchan | Self::NchanRedis => {
                 &["--ready", "head", "--subscribe", "/sub?id={channel}", "--publish", "/pub?id={channel}"]
             }
@@ -119,7 +124,11 @@ impl Setup {
 
     /// Starts a server with these settings of the broker's, `("retention.max_length", "1000")`.
     pub(crate) fn start(&self, server: Server, settings: &[(&str, &str)]) -> anyhow::Result<Running> {
-        let dir = tempfile::tempdir().context("a temporary directory")?;
+        let dir = match server {
+            Server::EmbeddedInMemory => tempfile::tempdir_in(IN_MEMORY),
+            _ => tempfile::tempdir(),
+        };
+        let dir = dir.context("a temporary directory")?;
         let address = free_address()?;
         let redis = match server {
             Server::Redis | Server::NchanRedis => Some(Redis::start(self.launcher, SERVER_CORE, false)?),
@@ -127,7 +136,7 @@ impl Setup {
             _ => None,
         };
         let command = match server {
-            Server::Embedded | Server::Redis | Server::RedisBeside => {
+            Server::Embedded | Server::EmbeddedInMemory | Server::Redis | Server::RedisBeside => {
                 self.broker_command(address, dir.path(), redis.as_ref(), settings)
             }
             Server::Nchan | Server::NchanRedis => self.nginx_command(address, dir.path(), redis.as_ref())?,
