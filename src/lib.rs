@@ -45,6 +45,7 @@ pub mod tailer;
 
 pub mod http;
 
+pub mod backoff;
 pub mod broker;
 pub mod clock;
 pub mod config;

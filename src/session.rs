@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use self::metrics::SessionMetrics;
 use self::opening::Opening;
+use crate::backoff::Backoff;
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::fanout::pages::{Found, HeadRequest, Heads, ReplayPage, Wanted};
@@ -44,8 +45,7 @@ const BATCH_CHUNKS_MAX: usize = 256;
 /// How often a session looks on in one step when nothing of what comes is for it.
 const ROUNDS_MAX: usize = 32;
 /// After a failed read a session tries again, later each time.
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(50);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 /// What every session of a node has in common.
 #[derive(Clone, Debug)]
@@ -195,7 +195,7 @@ struct Replay {
     subs: Box<[ReplaySub]>,
     reading: bool,
     retry_at: Option<Instant>,
-    retry_delay: Duration,
+    retry: Backoff,
     /// Memory of the heads; both are given back by the step that follows the read.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -314,13 +314,12 @@ impl Session {
         let heads = match result {
             Ok(heads) => heads,
             Err(error) => {
-                replay.retry_at = Some(now.instant + replay.retry_delay.mul_f64(0.5 + now.jitter));
-                replay.retry_delay = (replay.retry_delay * 2).min(RETRY_DELAY_MAX);
+                replay.retry_at = Some(now.instant + replay.retry.next(now.jitter));
                 tracing::debug!(%error, connection = &*self.connection, "history cannot be read yet");
                 return;
             }
         };
-        replay.retry_delay = RETRY_DELAY_MIN;
+        replay.retry.reset();
         replay.permit = Some(heads.permit);
         let (mut origins, mut ends) = (Vec::new(), Vec::new());
         for head in heads.heads {
@@ -425,7 +424,7 @@ impl Session {
                 subs: vec![ReplaySub::default(); subs].into_boxed_slice(),
                 reading: false,
                 retry_at: None,
-                retry_delay: RETRY_DELAY_MIN,
+                retry: RETRY,
                 permit: None,
             })
         })

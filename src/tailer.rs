@@ -18,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::metrics::Restart;
 pub use self::metrics::TailerMetrics;
+use crate::backoff::Backoff;
 use crate::fanout::{Hub, Look};
 use crate::id::Partition;
 use crate::log::{Followed, Log, LogError, Ref, RefKind};
 
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
-const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
+/// After a failure the tailer tries again, later each time.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
 
 /// Bytes of the events that are read and released together.
 const RELEASE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -55,7 +56,7 @@ pub struct Tailer {
     log: Arc<dyn Log>,
     hub: Arc<Hub>,
     pulse: Arc<Pulse>,
-    retry_delay: Duration,
+    retry: Backoff,
     metrics: TailerMetrics,
 }
 
@@ -63,7 +64,7 @@ impl Tailer {
     /// A tailer that goes on from the hub's watermark.
     pub fn new(partition: Partition, log: Arc<dyn Log>, hub: Arc<Hub>, metrics: TailerMetrics) -> Self {
         let pulse = Arc::new(Pulse(Mutex::new(Instant::now())));
-        Self { partition, log, hub, pulse, retry_delay: RETRY_DELAY_MIN, metrics }
+        Self { partition, log, hub, pulse, retry: RETRY, metrics }
     }
 
     /// Tells whether the tailer still runs.
@@ -77,19 +78,18 @@ impl Tailer {
             match turn {
                 Ok(()) => {
                     self.pulse.beat();
-                    if self.retry_delay > RETRY_DELAY_MIN {
+                    if self.retry.is_under_way() {
                         tracing::info!(partition = self.partition.0, "the tailer follows the log again");
                     }
-                    self.retry_delay = RETRY_DELAY_MIN;
+                    self.retry.reset();
                 }
                 Err(error) => {
                     self.metrics.failures.inc();
-                    if self.retry_delay == RETRY_DELAY_MIN {
+                    if !self.retry.is_under_way() {
                         tracing::warn!(%error, partition = self.partition.0, "the tailer waits for the log");
                     }
-                    let delay = self.retry_delay.mul_f64(0.5 + rand::random::<f64>());
-                    self.retry_delay = (self.retry_delay * 2).min(RETRY_DELAY_MAX);
-                    if stop.run_until_cancelled(sleep(delay)).await.is_none() {
+                    let wait = self.retry.next(rand::random());
+                    if stop.run_until_cancelled(sleep(wait)).await.is_none() {
                         return;
                     }
                 }
@@ -136,14 +136,13 @@ impl Tailer {
         if wants.is_empty() {
             return Vec::new();
         }
-        let mut delay = RETRY_DELAY_MIN;
+        let mut retry = RETRY;
         loop {
             match self.log.read_new(self.partition, &wants).await {
                 Ok(events) => return events,
                 Err(error) => {
                     tracing::warn!(%error, partition = self.partition.0, "announced events cannot be read yet");
-                    sleep(delay.mul_f64(0.5 + rand::random::<f64>())).await;
-                    delay = (delay * 2).min(RETRY_DELAY_MAX);
+                    sleep(retry.next(rand::random())).await;
                 }
             }
         }

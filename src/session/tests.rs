@@ -23,7 +23,7 @@ use crate::fanout::{FanoutOptions, Hub, Mailbox, RingLimits};
 use crate::id::{Partition, StreamId};
 use crate::log::embedded::{Clock, EmbeddedLog, EmbeddedOptions, system_clock};
 use crate::log::retention::RetentionRules;
-use crate::log::{AppendItem, AppendRequest, Followed, Log, Retention};
+use crate::log::{AppendItem, AppendRequest, Followed, Log, LogError, Retention};
 use crate::sse::ClosingReason;
 
 const ZERO: Partition = Partition(0);
@@ -162,6 +162,14 @@ impl Block {
 }
 
 impl Client {
+    /// Steps until it asks for pages.
+    fn drain_until_read(&mut self) {
+        let mut batch = Batch::default();
+        while !matches!(self.session.step(now(), &mut batch), Next::Read(..)) {
+            batch.take();
+        }
+    }
+
     /// Everything that the session sends before it waits.
     async fn drain(&mut self) -> Vec<Block> {
         self.drain_at(now()).await
@@ -456,6 +464,33 @@ async fn heartbeats_carry_the_watermark_only_when_everything_was_delivered() {
     assert!(matches!(behind.session.step(now(), &mut batch), Next::Read(..)));
     let Next::Flush = behind.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
     assert_eq!(batch.take(), [": heartbeat\n\n"], "before connected there is nothing but comments");
+}
+
+/// Seen to fail with a session that asks again at once.
+#[tokio::test]
+async fn what_cannot_be_read_is_asked_for_again_later_each_time_and_not_together() {
+    let node = Node::with_everything_kept().await;
+    node.publish("a", "1").await;
+    let begin = now();
+    let wait_for = async |jitters: &[f64]| {
+        let mut client = node.subscribe(&["a"], Ok(Start::Earliest));
+        client.drain_until_read();
+        let (mut at, mut waits) = (begin, Vec::new());
+        for jitter in jitters {
+            at.jitter = *jitter;
+            client.session.loaded(Err(LogError::Unavailable("away".to_owned())), at);
+            let Next::Wait(until) = client.session.step(at, &mut Batch::default()) else {
+                panic!("it waits")
+            };
+            waits.push(until - at.instant);
+            at.instant = until;
+            let next = client.session.step(at, &mut Batch::default());
+            assert!(matches!(next, Next::Read(..)), "it asks again when the time has come");
+        }
+        waits.iter().map(Duration::as_millis).collect::<Vec<_>>()
+    };
+    assert_eq!(wait_for(&[0.5; 7]).await, [50, 100, 200, 400, 800, 1_000, 1_000]);
+    assert_eq!(wait_for(&[0.0, 1.0, 0.25]).await, [25, 150, 150], "each by its own jitter");
 }
 
 #[tokio::test]
