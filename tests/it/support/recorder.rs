@@ -247,6 +247,7 @@ impl Connection {
         if self.from != self.asked && !said_why && (lost.is_empty() || !self.got.is_empty()) {
             return Err(format!("it was asked for what follows {}", self.asked));
         }
+        let log = part(log, &self.from, &self.to);
         for channel in &self.channels {
             self.check_channel(channel, log)?;
         }
@@ -255,19 +256,17 @@ impl Connection {
         for got in &self.got {
             let Got::Event { id, data } = got else { continue };
             let is_in_log = known.get(id.as_str()).is_some_and(|event| event.data == *data);
-            let was_lost = lost.iter().any(|event| event.id == *id && event.data == *data);
-            if !is_in_log && !was_lost {
+            let was_lost = || lost.iter().any(|event| event.id == *id && event.data == *data);
+            if !is_in_log && !was_lost() {
                 return Err(format!("{id} with {data:?} came and is not in the log there"));
             }
         }
         Ok(())
     }
 
-    /// Whether every event of a channel came, but for those that a gap excuses.
+    /// Whether every event of a channel came, but for those that a gap excuses. `log` is what the connection passed.
     fn check_channel(&self, channel: &str, log: &[Stored]) -> Result<(), String> {
-        let due: Vec<&Stored> =
-            log.iter().filter(|e| e.channel == channel && e.id > self.from && e.id <= self.to).collect();
-        let mut due = due.into_iter().peekable();
+        let mut due = log.iter().filter(|event| event.channel == channel).peekable();
         let mut gap_open = false;
         for got in &self.got {
             match got {
@@ -289,6 +288,12 @@ impl Connection {
             None => Ok(()),
         }
     }
+}
+
+/// What of the log, which is in order, lies after `from` up to `to`.
+fn part<'a>(log: &'a [Stored], from: &str, to: &str) -> &'a [Stored] {
+    let after = |id: &str| log.partition_point(|event| event.id.as_str() <= id);
+    &log[after(from)..after(to).max(after(from))]
 }
 
 #[cfg(test)]
