@@ -142,7 +142,8 @@ async fn start_on(
         let _end_of_service = end_of_service;
         http::serve(listener, Arc::new(app)).await;
     });
-    scope.tracker().spawn(close_sessions(Arc::clone(&hub), scope.clone(), config.drain.deadline));
+    let closing = close_sessions(Arc::clone(&hub), scope.clone(), served.clone(), config.drain.deadline);
+    scope.tracker().spawn(closing);
     scope.tracker().spawn(close_log(log, served, workers));
     Ok(hub)
 }
@@ -187,6 +188,7 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         heartbeat_interval: config.sse.heartbeat_interval,
         comment_heartbeats: config.sse.heartbeat == Heartbeat::Comment,
         retry: config.sse.retry,
+        write_timeout: config.sse.write_timeout,
         lifetime_max: config.sse.lifetime_max,
         metrics: SessionMetrics::default(),
     };
@@ -202,6 +204,7 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         listener: ListenerOptions {
             header_timeout: config.server.header_timeout,
             write_timeout: config.sse.write_timeout,
+            detach: config.server.detach,
         },
     }
 }
@@ -211,8 +214,9 @@ async fn until_drain(scope: Scope, ended: impl Future<Output = ()>) {
     scope.soft().run_until_cancelled(ended).await;
 }
 
-/// Tells the sessions to close once the drain begins, a few at a time.
-async fn close_sessions(hub: Arc<Hub>, scope: Scope, deadline: Duration) {
+/// Tells the sessions to close once the drain begins, a few at a time, and cuts off those that have not ended in
+/// the end.
+async fn close_sessions(hub: Arc<Hub>, scope: Scope, served: CancellationToken, deadline: Duration) {
     scope.soft().cancelled().await;
     let sessions = hub.sessions();
     let spread = Duration::from_secs_f64(sessions as f64 / CLOSINGS_PER_SECOND).min(deadline / 2);
@@ -222,9 +226,12 @@ async fn close_sessions(hub: Arc<Hub>, scope: Scope, deadline: Duration) {
     #[expect(clippy::cast_sign_loss, reason = "at least 1")]
     while hub.close_some(per_step as usize, ClosingReason::Shutdown) > 0 {
         if scope.hard().run_until_cancelled(sleep(CLOSING_STEP)).await.is_none() {
-            return;
+            break;
         }
     }
+    // The end of the last connection, or the hard token.
+    served.cancelled().await;
+    hub.cut_all();
 }
 
 /// Closes the log when nothing uses it any more.

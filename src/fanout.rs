@@ -50,8 +50,17 @@ pub struct Hub {
     pub pages: Arc<Pages>,
     /// Filters in use.
     pub filters: Filters,
-    sessions: Mutex<Slab<Arc<Mailbox>>>,
+    sessions: Mutex<Sessions>,
     metrics: FanoutMetrics,
+}
+
+#[derive(Default)]
+struct Sessions {
+    open: Slab<Arc<Mailbox>>,
+    /// All have been told to close: so is whoever comes late.
+    closing: Option<ClosingReason>,
+    /// All have been cut off: so is whoever comes late.
+    cut: bool,
 }
 
 /// Memory that a hub may use.
@@ -94,7 +103,7 @@ pub struct Joined {
     /// The topic.
     pub topic: Arc<Topic>,
     /// Names the listener within the topic.
-    pub key: usize,
+    pub key: u32,
 }
 
 /// What a batch of refs means for this node: made by [`Hub::look`], used up by [`Hub::release`].
@@ -183,6 +192,10 @@ impl Hub {
         let mut topics = self.hub(joined.topic.partition()).topics.lock();
         if joined.topic.leave(joined.key) {
             topics.by_channel.remove(joined.topic.channel());
+            // A table keeps the room that it once needed.
+            if topics.by_channel.len() < topics.by_channel.capacity() / 4 {
+                topics.by_channel.shrink_to_fit();
+            }
         }
     }
 
@@ -212,30 +225,64 @@ impl Hub {
     }
 
     /// Notes a session, so that it can be told to close; answers a key for [`Hub::forget`].
-    pub fn admit(&self, mailbox: Arc<Mailbox>) -> usize {
-        self.sessions.lock().insert(mailbox)
+    pub fn admit(&self, mailbox: Arc<Mailbox>) -> u32 {
+        let mut sessions = self.sessions.lock();
+        if let Some(reason) = sessions.closing {
+            mailbox.close(reason);
+        }
+        if sessions.cut {
+            mailbox.cut();
+        }
+        slab_key(sessions.open.insert(mailbox))
     }
 
     /// The session has ended.
-    pub fn forget(&self, key: usize) {
-        self.sessions.lock().remove(key);
+    pub fn forget(&self, key: u32) {
+        let mut sessions = self.sessions.lock();
+        sessions.open.remove(key as usize);
+        give_back(&mut sessions.open);
     }
 
     /// Open sessions.
     pub fn sessions(&self) -> usize {
-        self.sessions.lock().len()
+        self.sessions.lock().open.len()
     }
 
-    /// Tells up to `count` sessions to close; answers how many were left to tell.
+    /// Tells up to `count` sessions to close; answers how many were left to tell. When none is, whoever is
+    /// admitted later is told at once.
     pub fn close_some(&self, count: usize, reason: ClosingReason) -> usize {
-        let sessions = self.sessions.lock();
-        let mut open = sessions.iter().filter(|(_, mailbox)| mailbox.closing().is_none());
+        let mut sessions = self.sessions.lock();
+        let mut open = sessions.open.iter().filter(|(_, mailbox)| mailbox.closing().is_none());
         open.by_ref().take(count).for_each(|(_, mailbox)| mailbox.close(reason));
-        open.count()
+        let left = open.count();
+        if left == 0 {
+            sessions.closing = Some(reason);
+        }
+        left
+    }
+
+    /// Tells all connections that sessions drive themselves to end at once, those of later sessions too.
+    pub fn cut_all(&self) {
+        let mut sessions = self.sessions.lock();
+        sessions.cut = true;
+        sessions.open.iter().for_each(|(_, mailbox)| mailbox.cut());
     }
 
     fn hub(&self, partition: Partition) -> &PartitionHub {
         &self.partitions[usize::from(partition.0)]
+    }
+}
+
+/// A slab's key in half the space: one is kept per session.
+fn slab_key(key: usize) -> u32 {
+    u32::try_from(key).expect("limits.connections_max fits into 32 bits")
+}
+
+/// A slab keeps the room that it once needed; what lies behind its last entry goes when most of it is empty, looked
+/// at now and then, since that takes a walk through it.
+fn give_back(slab: &mut Slab<Arc<Mailbox>>) {
+    if slab.is_empty() || (slab.len().is_power_of_two() && slab.len() < slab.capacity() / 4) {
+        slab.shrink_to_fit();
     }
 }
 

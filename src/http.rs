@@ -1,10 +1,13 @@
 //! HTTP: the broker's outside. Nothing below this module knows axum or hyper.
 //!
 //! One request goes `listener` -> `connection` -> CORS -> `guard` -> a handler (`subscribe`, `publish`, `manage`) -> an answer,
-//! a [`problem::Problem`], or a `stream` that a session drives.
+//! a [`problem::Problem`], or an event stream: a `stream` that hyper writes, or a socket that is taken back from it
+//! (`handover`) and written by the session itself (`detached`).
 
 mod connection;
+mod detached;
 mod guard;
+mod handover;
 pub mod listener;
 mod manage;
 pub mod metrics;
@@ -14,6 +17,7 @@ mod query;
 mod socket;
 mod stream;
 mod subscribe;
+mod transport;
 mod unread;
 
 use std::sync::Arc;

@@ -13,6 +13,7 @@
 //! restricted to the session's channels and filter, or a `gap` was sent; an `id:` is only sent for a position up
 //! to which everything was.
 
+pub mod driver;
 mod flow;
 mod gather;
 pub mod metrics;
@@ -34,7 +35,7 @@ use crate::backoff::Backoff;
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::fanout::pages::{Found, HeadRequest, Heads, ReplayPage, Wanted};
-use crate::fanout::{Filter, Hub, Joined, Mailbox};
+use crate::fanout::{Filter, Hub, Joined, Mailbox, Pages};
 use crate::id::{Partition, StreamId};
 use crate::log::LogError;
 use crate::sse::{self, ClosingReason};
@@ -58,6 +59,8 @@ pub struct SessionOptions {
     pub comment_heartbeats: bool,
     /// Reconnection advice.
     pub retry: Duration,
+    /// How long a client may take nothing of what is due before it is given up.
+    pub write_timeout: Duration,
     /// When a stream ends by itself, before it is spread.
     pub lifetime_max: Option<Duration>,
     /// What sessions count.
@@ -107,8 +110,8 @@ pub enum Next {
     Flush,
     /// Step again soon, but let others go first: much was left out, and more follows.
     Again,
-    /// Read these pages, hand them to [`Session::loaded`], then step again; step too when woken or at the time.
-    Read(Vec<HeadRequest>, Instant),
+    /// Read these pages, hand them to [`Session::loaded`], and step again; meanwhile too, which tells when.
+    Read(Vec<HeadRequest>),
     /// Step again when woken, or at this time.
     Wait(Instant),
     /// Write the batch, then end the stream.
@@ -120,13 +123,13 @@ pub struct Session {
     hub: Arc<Hub>,
     options: Arc<SessionOptions>,
     mailbox: Arc<Mailbox>,
-    registration: usize,
+    registration: u32,
     connection: Arc<str>,
     user: Option<Arc<str>>,
     filter: Option<Arc<Filter>>,
     envelope: bool,
     slots: SmallVec<[Slot; 1]>,
-    subs: Box<[Sub]>,
+    subs: SmallVec<[Sub; 1]>,
     /// Present while some channel is served from the log.
     replay: Option<Box<Replay>>,
     phase: Phase,
@@ -338,8 +341,18 @@ impl Session {
     }
 
     /// Reaches this session.
-    pub fn mailbox(&self) -> &Arc<Mailbox> {
+    pub fn mailbox(&self) -> &Mailbox {
         &self.mailbox
+    }
+
+    /// What every session of the node has in common.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Where its pages come from.
+    pub fn pages(&self) -> Arc<Pages> {
+        Arc::clone(&self.hub.pages)
     }
 
     /// Advances as long as all that comes is left out by the filter or a skip list, within bounds.
@@ -408,7 +421,7 @@ impl Session {
                 replay.reading = true;
                 // Whoever waits for memory holds none.
                 replay.permit = None;
-                Next::Read(requests, wake_at)
+                Next::Read(requests)
             }
         }
     }

@@ -14,6 +14,8 @@ have redis-server || packages+=(redis-server)
 have chromium || packages+=(chromium)
 have curl || packages+=(curl ca-certificates)
 have strace || packages+=(strace)
+have cc || packages+=(gcc libc6-dev)
+have make || packages+=(make)
 have node || packages+=(nodejs)
 have npm || packages+=(npm)
 have nginx || packages+=(nginx)
@@ -26,7 +28,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
     say "the tests need programs that are not installed. On Debian or Ubuntu run:" >&2
     say "  sudo apt-get install --no-install-recommends ${packages[*]}" >&2
     say "elsewhere install them with the system's package manager, so that redis-server (7.0 or newer), nginx (1.22)," >&2
-    say "haproxy (2.6), chromium, curl, strace, node (18), npm and python3 (3.10), or newer, are in PATH." >&2
+    say "haproxy (2.6), chromium, curl, strace, cc, make, node (18), npm and python3 (3.10), or newer, are in PATH." >&2
     exit 1
   fi
   say "installing ${packages[*]}"

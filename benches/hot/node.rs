@@ -55,6 +55,7 @@ impl Node {
             heartbeat_interval: Duration::from_secs(3600),
             comment_heartbeats: false,
             retry: Duration::from_secs(3),
+            write_timeout: Duration::from_secs(30),
             lifetime_max: None,
             metrics: SessionMetrics::default(),
         };

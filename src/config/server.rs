@@ -27,6 +27,8 @@ pub struct Server {
         serialize_with = "value::print_duration"
     )]
     pub header_timeout: Duration,
+    /// Event streams over HTTP/1 without TLS are written to their sockets without the HTTP library.
+    pub detach: bool,
 }
 
 impl Server {

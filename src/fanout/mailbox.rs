@@ -1,6 +1,7 @@
-//! Mailboxes: how the rest of the node reaches a session: a waker and an order to close.
+//! Mailboxes: how the rest of the node reaches a session: a waker and orders to end.
 //!
-//! Invariant: an order to close is seen by the next poll after [`Mailbox::close`] returns; the first reason stays.
+//! Invariant: an order is seen by the next poll after [`Mailbox::close`] or [`Mailbox::cut`] returns; the first
+//! reason to close stays.
 
 use std::task::Waker;
 
@@ -13,7 +14,13 @@ use crate::sse::ClosingReason;
 #[derive(Default)]
 pub struct Mailbox {
     waker: AtomicWaker,
-    closing: Mutex<Option<ClosingReason>>,
+    orders: Mutex<Orders>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Orders {
+    closing: Option<ClosingReason>,
+    cut: bool,
 }
 
 impl Mailbox {
@@ -27,14 +34,25 @@ impl Mailbox {
         self.waker.wake();
     }
 
-    /// The session is to end.
+    /// The session is to end, and to say why.
     pub fn close(&self, reason: ClosingReason) {
-        self.closing.lock().get_or_insert(reason);
+        self.orders.lock().closing.get_or_insert(reason);
         self.wake();
     }
 
     /// Why the session is to end, if it is.
     pub fn closing(&self) -> Option<ClosingReason> {
-        *self.closing.lock()
+        self.orders.lock().closing
+    }
+
+    /// The connection is to end at once, whatever it still has to write.
+    pub fn cut(&self) {
+        self.orders.lock().cut = true;
+        self.wake();
+    }
+
+    /// Whether the connection is to end at once.
+    pub fn is_cut(&self) -> bool {
+        self.orders.lock().cut
     }
 }

@@ -11,6 +11,7 @@ use super::Marks;
 use super::frame::Frame;
 use super::mailbox::Mailbox;
 use super::ring::{Ring, RingLimits, Run};
+use super::{give_back, slab_key};
 use crate::channel::Channel;
 use crate::id::{Partition, StreamId};
 use crate::log::Retention;
@@ -69,14 +70,15 @@ impl Topic {
         self.listeners.lock().len()
     }
 
-    pub(super) fn listen(&self, mailbox: Arc<Mailbox>) -> usize {
-        self.listeners.lock().insert(mailbox)
+    pub(super) fn listen(&self, mailbox: Arc<Mailbox>) -> u32 {
+        slab_key(self.listeners.lock().insert(mailbox))
     }
 
     /// Ends listening; answers whether nobody listens any more.
-    pub(super) fn leave(&self, key: usize) -> bool {
+    pub(super) fn leave(&self, key: u32) -> bool {
         let mut listeners = self.listeners.lock();
-        listeners.remove(key);
+        listeners.remove(key as usize);
+        give_back(&mut listeners);
         listeners.is_empty()
     }
 

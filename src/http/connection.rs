@@ -6,7 +6,8 @@
 //! closed. The preface is looked at here, because the ready-made detection has no timer and hands nothing back.
 
 use std::convert::Infallible;
-use std::io::{self, Cursor};
+use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,18 +21,21 @@ use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_io_timeout::TimeoutWriter;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::detached::Detached;
+use super::handover::{self, Desk, Parked};
 use super::listener::ListenerOptions;
 use super::socket;
+use super::transport::Transport;
 use crate::lifecycle::Scope;
 
 /// Bytes of a request's head, and about what hyper buffers for a client that does not read.
@@ -45,27 +49,81 @@ const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// An HTTP/2 connection without a request is kept so long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// Serves a socket to its end.
-pub(super) async fn serve(mut socket: TcpStream, router: Router, options: ListenerOptions, scope: Scope) {
-    socket::prepare(&socket, options.write_timeout);
-    let sniffed = scope.soft().run_until_cancelled(timeout(options.header_timeout, sniff(&mut socket))).await;
-    let Some(Ok(Ok(begin))) = sniffed else { return };
-    let is_http2 = begin == PREFACE;
-    let (reader, writer) = socket.into_split();
-    let mut writer = TimeoutWriter::new(writer);
-    writer.set_timeout(Some(options.write_timeout));
-    let io = TokioIo::new(tokio::io::join(Cursor::new(begin).chain(reader), Box::pin(writer)));
-    if is_http2 {
-        let activity = Arc::new(Activity::new());
-        let connection = http2_builder().serve_connection(io, observed(router, Arc::clone(&activity)));
-        tokio::select! {
-            () = drive(connection, &scope) => {}
-            () = activity.given_up(options) => tracing::debug!("an HTTP/2 connection is idle or not read"),
+/// What a connection is served with.
+pub(super) struct Connection {
+    pub(super) router: Router,
+    pub(super) options: ListenerOptions,
+    pub(super) scope: Scope,
+    /// Waits for every connection, detached ones too.
+    pub(super) tracker: TaskTracker,
+}
+
+impl Connection {
+    /// Serves a socket to its end, or until it is an event stream's.
+    pub(super) async fn serve(self, mut stream: TcpStream) {
+        let Self { router, options, scope, tracker } = self;
+        socket::prepare(&stream, options.write_timeout);
+        let sniffed = timeout(options.header_timeout, sniff(&mut stream));
+        let Some(Ok(Ok(begin))) = scope.soft().run_until_cancelled(sniffed).await else { return };
+        let is_http2 = begin == PREFACE;
+        let desk = Arc::new(Desk::default());
+        let transport = Transport::new(stream, begin, options.write_timeout, Arc::clone(&desk));
+        if is_http2 {
+            let activity = Arc::new(Activity::new());
+            let connection =
+                http2_builder().serve_connection(transport, observed(router, Arc::clone(&activity)));
+            tokio::select! {
+                () = drive(connection, &scope) => {}
+                () = activity.given_up(options) => tracing::debug!("an HTTP/2 connection is idle or not read"),
+            }
+        } else if let Some((stream, parked)) = serve_http1(transport, router, options, desk, &scope).await {
+            tracker.spawn(Detached::new(stream, parked));
         }
-    } else {
-        let connection = http1_builder(options).serve_connection(io, TowerToHyperService::new(router));
-        drive(connection, &scope).await;
     }
+}
+
+/// Serves requests until the connection ends, or becomes an event stream's.
+async fn serve_http1(
+    transport: Transport,
+    router: Router,
+    options: ListenerOptions,
+    desk: Arc<Desk>,
+    scope: &Scope,
+) -> Option<(TcpStream, Parked)> {
+    if !options.detach {
+        drive(http1_builder(options).serve_connection(transport, TowerToHyperService::new(router)), scope)
+            .await;
+        return None;
+    }
+    let service = service_fn(|request| handover::answer(router.clone(), request, Arc::clone(&desk)));
+    let mut connection = http1_builder(options).serve_connection(transport, service);
+    let parked = tokio::select! {
+        parked = until_parked(&mut connection, &desk) => parked,
+        () = scope.soft().cancelled() => {
+            Pin::new(&mut connection).graceful_shutdown();
+            let parked = until_parked(&mut connection, &desk);
+            scope.hard().run_until_cancelled(parked).await?
+        }
+    };
+    Some((connection.into_parts().io.into_stream(), parked?))
+}
+
+/// Polls a connection to its end, or until it has left an event stream on the desk.
+async fn until_parked(
+    connection: &mut (impl Future<Output = hyper::Result<()>> + Unpin),
+    desk: &Desk,
+) -> Option<Parked> {
+    poll_fn(|cx| {
+        let ended = Pin::new(&mut *connection).poll(cx);
+        match desk.take() {
+            Some(parked) => Poll::Ready(Some(parked)),
+            None => ended.map(|result| {
+                note_error(result);
+                None
+            }),
+        }
+    })
+    .await
 }
 
 /// Reads the first bytes: until they differ from the preface of HTTP/2, or are all of it.
@@ -114,6 +172,10 @@ async fn drive(connection: impl GracefulConnection<Error = hyper::Error>, scope:
             }
         }
     };
+    note_error(result);
+}
+
+fn note_error(result: hyper::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, "a connection ended with an error");
     }

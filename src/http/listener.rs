@@ -10,7 +10,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::connection;
+use super::connection::Connection;
 use super::metrics::HttpMetrics;
 use crate::lifecycle::Scope;
 
@@ -24,6 +24,8 @@ pub struct ListenerOptions {
     pub header_timeout: Duration,
     /// How long a client may take nothing of what is due.
     pub write_timeout: Duration,
+    /// Whether event streams over HTTP/1 take their socket back from hyper.
+    pub detach: bool,
 }
 
 /// Accepts until the drain begins, and returns when the last connection has ended.
@@ -58,7 +60,13 @@ async fn accept(
                     tracing::info!("connections are accepted again");
                 }
                 metrics.accepted.inc();
-                connections.spawn(connection::serve(socket, router.clone(), options, scope.clone()));
+                let connection = Connection {
+                    router: router.clone(),
+                    options,
+                    scope: scope.clone(),
+                    tracker: connections.clone(),
+                };
+                connections.spawn(connection.serve(socket));
             }
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection was not accepted");

@@ -1,88 +1,35 @@
-//! Streams: a session as the body of a response.
+//! Streams: a session as the body of a response, for HTTP/2 and wherever a connection keeps its socket.
 //!
-//! The body asks its session for the next batch whenever hyper has room to write, so nothing piles up for a
-//! client that does not read. Invariant: dropping the body, as hyper does when the client is gone, ends the
-//! session and leaves its topics.
+//! The body asks for the next batch whenever hyper has room to write, so nothing piles up for a client that does
+//! not read. Invariant: dropping the body, as hyper does when the client is gone, ends the session and leaves
+//! its topics. Neighbour: `detached.rs` writes to the socket itself.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
-use tokio::time::{Instant, Sleep, sleep_until};
+use pin_project_lite::pin_project;
 
-use crate::clock;
-use crate::fanout::Pages;
-use crate::fanout::pages::Heads;
-use crate::log::LogError;
-use crate::session::{Batch, Next, Now, Session};
+use crate::session::driver::{Driver, Turn};
+use crate::session::{Batch, Session};
 
-/// A `text/event-stream` body.
-pub(super) struct StreamBody {
-    session: Session,
-    pages: Arc<Pages>,
-    batch: Batch,
-    chunks: std::vec::IntoIter<Bytes>,
-    read: Option<BoxFuture<'static, Result<Heads, LogError>>>,
-    timer: Pin<Box<Sleep>>,
-    ended: bool,
+pin_project! {
+    /// A `text/event-stream` body.
+    pub(super) struct StreamBody {
+        #[pin]
+        driver: Driver,
+        batch: Batch,
+        chunks: std::vec::IntoIter<Bytes>,
+        ended: bool,
+    }
 }
 
 impl StreamBody {
-    pub(super) fn new(session: Session, pages: Arc<Pages>) -> Self {
-        Self {
-            session,
-            pages,
-            batch: Batch::default(),
-            chunks: Vec::new().into_iter(),
-            read: None,
-            timer: Box::pin(sleep_until(Instant::now())),
-            ended: false,
-        }
-    }
-
-    /// Steps the session until it has something to write, or nothing to do.
-    fn poll_chunks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            // First register, then look: what comes in between wakes the task again.
-            self.session.mailbox().register(cx.waker());
-            if let Some(read) = &mut self.read
-                && let Poll::Ready(result) = read.poll_unpin(cx)
-            {
-                self.read = None;
-                self.session.loaded(result, now());
-            }
-            let wake_at = match self.session.step(now(), &mut self.batch) {
-                Next::Flush => return self.take_batch(),
-                Next::Again => {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Next::End => {
-                    self.ended = true;
-                    return self.take_batch();
-                }
-                Next::Read(requests, wake_at) => {
-                    self.read = Some(Arc::clone(&self.pages).read_heads(requests).boxed());
-                    self.timer.as_mut().reset(wake_at);
-                    continue;
-                }
-                Next::Wait(wake_at) => wake_at,
-            };
-            self.timer.as_mut().reset(wake_at);
-            if self.timer.poll_unpin(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
-    }
-
-    fn take_batch(&mut self) -> Poll<()> {
-        self.chunks = self.batch.take().into_iter();
-        Poll::Ready(())
+    pub(super) fn new(session: Session) -> Self {
+        let chunks = Vec::new().into_iter();
+        Self { driver: Driver::new(session), batch: Batch::default(), chunks, ended: false }
     }
 }
 
@@ -91,21 +38,19 @@ impl Body for StreamBody {
     type Error = Infallible;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let mut this = self.project();
         loop {
-            if let Some(chunk) = self.chunks.next() {
+            if let Some(chunk) = this.chunks.next() {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
-            if self.ended {
+            if *this.ended {
                 return Poll::Ready(None);
             }
-            std::task::ready!(self.poll_chunks(cx));
+            *this.ended = ready!(this.driver.as_mut().poll_turn(cx, this.batch)) == Turn::End;
+            *this.chunks = this.batch.take().into_iter();
         }
     }
-}
-
-pub(super) fn now() -> Now {
-    Now { instant: Instant::now(), unix_ms: clock::unix_ms(), jitter: rand::random() }
 }

@@ -6,22 +6,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{RawQuery, State};
+use axum::body::Body;
+use axum::extract::{Extension, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::Value;
 use ulid::Ulid;
 
+use super::handover::{CanDetach, Detach};
 use super::metrics;
 use super::problem::{Code, Problem};
 use super::query::{CURSOR_PARAMETERS, Query};
-use super::stream::{StreamBody, now};
+use super::stream::StreamBody;
 use super::{App, json_response};
 use crate::channel::Channel;
 use crate::clock;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::fanout::Mailbox;
+use crate::session::driver::now;
 use crate::session::{Session, Subscription};
 use crate::sse::{ClosingReason, encode_closing};
 
@@ -35,6 +38,7 @@ pub(super) async fn subscribe(
     method: Method,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
+    can_detach: Option<Extension<CanDetach>>,
 ) -> Result<Response, Problem> {
     let query = Query::parse(query.as_deref())?;
     let subscription = parse(&app, &headers, &query)?;
@@ -42,7 +46,7 @@ pub(super) async fn subscribe(
         return Ok(refuse(&headers, reason, app.options.session.retry));
     }
     if method == Method::HEAD {
-        return Ok(stream_head(axum::body::Body::empty()));
+        return Ok(stream_head(Body::empty()));
     }
     let session = Session::open(
         Arc::clone(&app.hub),
@@ -51,8 +55,12 @@ pub(super) async fn subscribe(
         Arc::new(Mailbox::default()),
         now(),
     );
-    let body = StreamBody::new(session, Arc::clone(&app.hub.pages));
-    Ok(stream_head(axum::body::Body::new(body)))
+    if can_detach.is_none() {
+        return Ok(stream_head(Body::new(StreamBody::new(session))));
+    }
+    let mut response = stream_head(Body::empty());
+    response.extensions_mut().insert(Detach::new(session));
+    Ok(response)
 }
 
 /// `GET /cursor`: a position to read before the page's state is loaded, and to subscribe from after.
@@ -138,7 +146,7 @@ fn check_metadata(query: &Query) -> Result<(), Problem> {
     serde_json::from_str::<Value>(metadata).map(drop).map_err(|error| Problem::query("metadata", error))
 }
 
-fn stream_head(body: axum::body::Body) -> Response {
+fn stream_head(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -162,7 +170,7 @@ fn refuse(headers: &HeaderMap, reason: ClosingReason, retry: Duration) -> Respon
     let retry_ms = retry.mul_f64(1.0 + 2.0 * rand::random::<f64>()).as_millis();
     let mut body = BytesMut::new();
     body.put(encode_closing(reason, Some(u64::try_from(retry_ms).unwrap_or(u64::MAX))));
-    let mut response = stream_head(axum::body::Body::from(body.freeze()));
+    let mut response = stream_head(Body::from(body.freeze()));
     metrics::mark(&mut response, code);
     response
 }

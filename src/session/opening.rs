@@ -21,7 +21,7 @@ pub(super) enum Opening {
     /// Nothing, but the cursor was none of this store's.
     Invalid,
     /// Whether the history after the cursor is whole; gaps that are known already wait here.
-    Resume(Batch),
+    Resume(Box<Batch>),
     /// Where the last so many events begin.
     Rewind(u32),
 }
@@ -31,7 +31,7 @@ pub(super) fn slots(
     hub: &Hub,
     joined: Vec<Joined>,
     start: &Result<Start, InvalidCursor>,
-) -> (SmallVec<[Slot; 1]>, Box<[Sub]>) {
+) -> (SmallVec<[Slot; 1]>, SmallVec<[Sub; 1]>) {
     let mut slots = SmallVec::<[Slot; 1]>::new();
     let mut slot_of = |partition: Partition| {
         let known = slots.iter().position(|slot| slot.partition == partition);
@@ -79,7 +79,7 @@ impl Session {
         }
         match start {
             Ok(Start::Latest | Start::Earliest) => Opening::Known,
-            Ok(Start::After(_)) => Opening::Resume(Batch::default()),
+            Ok(Start::After(_)) => Opening::Resume(Box::default()),
             Ok(Start::Rewind(count)) => Opening::Rewind(*count),
             Err(InvalidCursor) => Opening::Invalid,
         }
@@ -106,13 +106,13 @@ impl Session {
                     let want = Wanted::End(self.slots[0].partition);
                     return Some(vec![HeadRequest { of: 0, want }]);
                 }
-                gaps = std::mem::take(told);
+                gaps = std::mem::take(&mut **told);
                 let mut behind = Vec::new();
                 for slot in 0..self.slots.len() {
                     behind.extend(self.gather(slot, &mut gaps).behind);
                 }
                 if !behind.is_empty() {
-                    self.phase = Phase::Opening(Opening::Resume(gaps));
+                    self.phase = Phase::Opening(Opening::Resume(Box::new(gaps)));
                     return Some(self.requests(&behind));
                 }
             }

@@ -64,6 +64,7 @@ impl Node {
             heartbeat_interval: Duration::from_secs(30),
             comment_heartbeats: false,
             retry: Duration::from_secs(3),
+            write_timeout: Duration::from_secs(30),
             lifetime_max: None,
             metrics: SessionMetrics::default(),
         });
@@ -183,7 +184,7 @@ impl Client {
             batch.take().iter().for_each(|chunk| bytes.extend_from_slice(chunk));
             match next {
                 Next::Flush | Next::Again => {}
-                Next::Read(requests, _) => {
+                Next::Read(requests) => {
                     self.reads += 1;
                     let read = Arc::clone(&self.hub.pages).read_heads(requests);
                     let result = tokio::time::timeout(DEADLINE, read).await.expect("a page is read");
@@ -485,7 +486,7 @@ async fn what_cannot_be_read_is_asked_for_again_later_each_time_and_not_together
             waits.push(until - at.instant);
             at.instant = until;
             let next = client.session.step(at, &mut Batch::default());
-            assert!(matches!(next, Next::Read(..)), "it asks again when the time has come");
+            assert!(matches!(next, Next::Read(_)), "it asks again when the time has come");
         }
         waits.iter().map(Duration::as_millis).collect::<Vec<_>>()
     };
@@ -504,7 +505,7 @@ async fn a_heartbeat_moves_no_cursor_while_a_page_is_outstanding() {
     let last = node.publish("b", "20").await;
     node.tail().await;
     let mut batch = Batch::default();
-    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("a is behind") };
+    let Next::Read(requests) = client.session.step(now(), &mut batch) else { panic!("a is behind") };
     let later = Now { instant: Instant::now() + Duration::from_secs(31), ..now() };
     let Next::Flush = client.session.step(later, &mut batch) else { panic!("a heartbeat is due") };
     let sent = blocks(&batch.take().concat());

@@ -3,10 +3,10 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Broker, Store, Subscribe, until};
+use crate::support::{Broker, Setup, Subscribe, until};
 
-async fn heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing(store: Store) {
-    let broker = Broker::on(store).await.set("sse.heartbeat_interval", "100ms").start().await;
+async fn heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing(setup: Setup) {
+    let broker = Broker::on(setup).await.set("sse.heartbeat_interval", "100ms").start().await;
     let mut idle = Subscribe::to(&["idle"]).connect(broker.addr).await;
     let mut filtered = Subscribe::to(&["busy"]).query("filters", r#"{"x":1}"#).connect(broker.addr).await;
     assert_eq!(idle.connected.json()["heartbeat_ms"], 100);
@@ -26,9 +26,9 @@ async fn heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing(store: Sto
     assert_eq!(resumed.one().await, "next");
 }
 
-async fn a_heartbeat_may_be_a_comment_that_moves_nothing(store: Store) {
+async fn a_heartbeat_may_be_a_comment_that_moves_nothing(setup: Setup) {
     let quiet =
-        Broker::on(store).await.set("sse.heartbeat_interval", "100ms").set("sse.heartbeat", "comment");
+        Broker::on(setup).await.set("sse.heartbeat_interval", "100ms").set("sse.heartbeat", "comment");
     let broker = quiet.start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
     let begin = reader.last_event_id().to_owned();
@@ -41,9 +41,9 @@ async fn a_heartbeat_may_be_a_comment_that_moves_nothing(store: Store) {
     assert_eq!(reader.last_event_id(), begin);
 }
 
-async fn a_stream_that_reached_its_lifetime_asks_to_reconnect(store: Store) {
+async fn a_stream_that_reached_its_lifetime_asks_to_reconnect(setup: Setup) {
     let broker =
-        Broker::on(store).await.set("sse.lifetime_max", "300ms").set("sse.retry", "70ms").start().await;
+        Broker::on(setup).await.set("sse.lifetime_max", "300ms").set("sse.retry", "70ms").start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
     assert_eq!(reader.connected.retry, Some(70));
     let closing = reader.next_control("closing").await;
@@ -69,8 +69,8 @@ pub(crate) async fn assert_refused_for_now(broker: &Broker, reason: &str, status
     answer.problem(status);
 }
 
-async fn a_full_node_refuses_streams_so_that_browsers_come_back(store: Store) {
-    let broker = Broker::on(store).await.set("limits.connections_max", "1").start().await;
+async fn a_full_node_refuses_streams_so_that_browsers_come_back(setup: Setup) {
+    let broker = Broker::on(setup).await.set("limits.connections_max", "1").start().await;
     let mut first = Subscribe::to(&["a"]).connect(broker.addr).await;
     assert_refused_for_now(&broker, "overloaded", 503).await;
     broker.http.publish("a", "others still work").await;
@@ -83,7 +83,7 @@ async fn a_full_node_refuses_streams_so_that_browsers_come_back(store: Store) {
     .await;
 }
 
-both_stores!(
+both_paths!(
     heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing,
     a_heartbeat_may_be_a_comment_that_moves_nothing,
     a_stream_that_reached_its_lifetime_asks_to_reconnect,

@@ -3,15 +3,15 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Store, Subscribe, ZERO_CURSOR};
+use crate::support::{Broker, Setup, Subscribe, ZERO_CURSOR};
 
 /// Numbered texts.
 fn texts(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| n.to_string()).collect()
 }
 
-async fn a_stream_begins_as_the_contract_shows(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_stream_begins_as_the_contract_shows(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let published = broker.http.publish("a", "before").await;
     let reader = Subscribe::to(&["a", "b"]).connect(broker.addr).await;
     assert_eq!(reader.header("content-type"), Some("text/event-stream; charset=utf-8"));
@@ -38,8 +38,8 @@ async fn a_stream_begins_as_the_contract_shows(store: Store) {
     );
 }
 
-async fn channels_may_be_listed_or_repeated_under_either_name(store: Store) {
-    let broker = Broker::start(store).await;
+async fn channels_may_be_listed_or_repeated_under_either_name(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let subscribe =
         Subscribe::to(&["a", "b"]).query("channels", "c").query("channel", "d").query("channel", "a");
     let mut reader = subscribe.connect(broker.addr).await;
@@ -53,8 +53,8 @@ async fn channels_may_be_listed_or_repeated_under_either_name(store: Store) {
     assert_eq!(reader.data(4).await, ["a", "b", "c", "d"]);
 }
 
-async fn a_stream_without_channels_is_open_and_silent(store: Store) {
-    let broker = Broker::on(store).await.set("sse.heartbeat_interval", "100ms").start().await;
+async fn a_stream_without_channels_is_open_and_silent(setup: Setup) {
+    let broker = Broker::on(setup).await.set("sse.heartbeat_interval", "100ms").start().await;
     let mut reader = Subscribe::to(&[]).connect(broker.addr).await;
     assert_eq!(reader.connected.json()["channels"], json!([]));
     let published = broker.http.publish("a", "not for you").await;
@@ -63,8 +63,8 @@ async fn a_stream_without_channels_is_open_and_silent(store: Store) {
     }
 }
 
-async fn channels_that_cannot_be_are_refused_by_name(store: Store) {
-    let broker = Broker::start(store).await;
+async fn channels_that_cannot_be_are_refused_by_name(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let long = "x".repeat(201);
     for name in ["a b", "a\nb", "a{b", "a}b", "$user:1", "$conn:1", &long] {
         let answer =
@@ -83,8 +83,8 @@ async fn channels_that_cannot_be_are_refused_by_name(store: Store) {
     }
 }
 
-async fn filters_let_pass_what_equals_is_listed_or_lacks_the_key(store: Store) {
-    let broker = Broker::start(store).await;
+async fn filters_let_pass_what_equals_is_listed_or_lacks_the_key(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let filters = json!({ "region": "eu", "level": [1, "two", null] }).to_string();
     let subscribe = Subscribe::to(&["a"]).query("filters", &filters);
     let mut reader = subscribe.connect(broker.addr).await;
@@ -116,8 +116,8 @@ async fn filters_let_pass_what_equals_is_listed_or_lacks_the_key(store: Store) {
     assert_eq!(replayed.data(expected.len()).await, expected, "replayed");
 }
 
-async fn a_malformed_filter_is_refused_and_harms_nobody(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_malformed_filter_is_refused_and_harms_nobody(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
     for filters in ["[1]", "1", "\"x\"", "null", "{", "{\"a\":", "x"] {
         let path = format!("/events?channels=a&filters={}", crate::support::http::escape(filters));
@@ -128,8 +128,8 @@ async fn a_malformed_filter_is_refused_and_harms_nobody(store: Store) {
     assert_eq!(reader.one().await, "still here");
 }
 
-async fn a_fresh_header_wins_over_the_url_in_every_spelling(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_fresh_header_wins_over_the_url_in_every_spelling(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let ids = broker.http.publish_all("a", &texts(0..4)).await;
     for name in ["last_event_id", "lastEventId", "lastEventID"] {
         let by_url = Subscribe::to(&["a"]).query(name, &ids[0]);
@@ -139,8 +139,8 @@ async fn a_fresh_header_wins_over_the_url_in_every_spelling(store: Store) {
     }
 }
 
-async fn earliest_gives_all_and_latest_nothing_of_the_past(store: Store) {
-    let broker = Broker::start(store).await;
+async fn earliest_gives_all_and_latest_nothing_of_the_past(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let ids = broker.http.publish_all("a", &texts(0..3)).await;
     let mut earliest = Subscribe::to(&["a"]).query("last_event_id", "earliest").connect(broker.addr).await;
     assert_eq!(earliest.connected.last_event_id, ZERO_CURSOR);
@@ -154,8 +154,8 @@ async fn earliest_gives_all_and_latest_nothing_of_the_past(store: Store) {
     assert_eq!(earliest.one().await, "new");
 }
 
-async fn a_cursor_may_be_written_as_redis_writes_it(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_cursor_may_be_written_as_redis_writes_it(setup: Setup) {
+    let broker = Broker::start(setup).await;
     broker.http.publish("a", "0").await;
     let first = broker.http.publish("a", "1").await;
     broker.http.publish("a", "2").await;
@@ -166,8 +166,8 @@ async fn a_cursor_may_be_written_as_redis_writes_it(store: Store) {
     }
 }
 
-async fn rewind_gives_the_last_events_of_each_channel_unless_there_is_a_cursor(store: Store) {
-    let broker = Broker::start(store).await;
+async fn rewind_gives_the_last_events_of_each_channel_unless_there_is_a_cursor(setup: Setup) {
+    let broker = Broker::start(setup).await;
     for n in 0..5 {
         broker.http.publish("a", format!("a{n}")).await;
         broker.http.publish("b", format!("b{n}")).await;
@@ -187,8 +187,8 @@ async fn rewind_gives_the_last_events_of_each_channel_unless_there_is_a_cursor(s
     }
 }
 
-async fn an_envelope_carries_channel_and_type_in_a_message(store: Store) {
-    let broker = Broker::start(store).await;
+async fn an_envelope_carries_channel_and_type_in_a_message(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let mut reader = Subscribe::to(&["a", "b"]).query("envelope", "1").connect(broker.addr).await;
     assert_eq!(reader.connected.kind, "connected", "control events keep their type");
     let data = [("a", "tick", json!({ "z": 1.0, "a": [null, "x"] })), ("b", "message", json!("te\"xt\r\n"))];
@@ -205,8 +205,8 @@ async fn an_envelope_carries_channel_and_type_in_a_message(store: Store) {
     }
 }
 
-async fn a_cursor_that_is_none_gives_a_gap_once_and_then_live_events(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_cursor_that_is_none_gives_a_gap_once_and_then_live_events(setup: Setup) {
+    let broker = Broker::start(setup).await;
     broker.http.publish("a", "old").await;
     for cursor in [
         "x",
@@ -233,8 +233,8 @@ async fn a_cursor_that_is_none_gives_a_gap_once_and_then_live_events(store: Stor
     assert_eq!(again.one().await, "next", "connected gave a cursor without a gap");
 }
 
-async fn a_cursor_from_the_future_is_a_reset_once(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_cursor_from_the_future_is_a_reset_once(setup: Setup) {
+    let broker = Broker::start(setup).await;
     broker.http.publish("a", "old").await;
     let mut reader = Subscribe::to(&["a"]).after("7ZZZZZZZZZ0000000000000000").connect(broker.addr).await;
     let position = reader.connected.last_event_id.clone();
@@ -247,8 +247,8 @@ async fn a_cursor_from_the_future_is_a_reset_once(store: Store) {
 }
 
 /// Broken to see it fail: history that counts as complete without a proof.
-async fn a_trimmed_cursor_is_told_and_replayed_from_the_oldest_that_is_left(store: Store) {
-    let broker = Broker::on(store).await.set("retention.max_length", "10").start().await;
+async fn a_trimmed_cursor_is_told_and_replayed_from_the_oldest_that_is_left(setup: Setup) {
+    let broker = Broker::on(setup).await.set("retention.max_length", "10").start().await;
     let first = broker.http.publish("a", "first").await;
     let quiet = broker.http.publish("quiet", "quiet").await;
     for hundred in 0..5 {
@@ -281,8 +281,8 @@ async fn a_trimmed_cursor_is_told_and_replayed_from_the_oldest_that_is_left(stor
     assert_eq!(first_cursor.one().await, "quiet");
 }
 
-async fn a_cursor_read_first_misses_nothing_that_follows(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_cursor_read_first_misses_nothing_that_follows(setup: Setup) {
+    let broker = Broker::start(setup).await;
     broker.http.publish("a", "part of the page's state").await;
     let cursor = broker.http.cursor("a,b").await;
     broker.http.publish("a", "1").await;
@@ -291,15 +291,15 @@ async fn a_cursor_read_first_misses_nothing_that_follows(store: Store) {
     assert_eq!(reader.data(2).await, ["1", "2"]);
 }
 
-async fn a_stream_is_served_over_http_1_0_too(store: Store) {
-    let broker = Broker::start(store).await;
+async fn a_stream_is_served_over_http_1_0_too(setup: Setup) {
+    let broker = Broker::start(setup).await;
     let mut reader = Subscribe::to(&["a"]).http_1_0().connect(broker.addr).await;
     assert_eq!(reader.header("transfer-encoding"), None, "HTTP/1.0 knows no chunks");
     broker.http.publish("a", "old but works").await;
     assert_eq!(reader.one().await, "old but works");
 }
 
-both_stores!(
+both_paths!(
     a_stream_begins_as_the_contract_shows,
     channels_may_be_listed_or_repeated_under_either_name,
     a_stream_without_channels_is_open_and_silent,

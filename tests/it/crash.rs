@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::support::{Broker, Fleet, Redis, Store, Subscribe, Writers, read_log, seeded, until};
+use crate::support::{
+    Broker, Fleet, Redis, Setup, Store, Streams, Subscribe, Writers, read_log, seeded, until,
+};
 
 const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
 
-async fn a_killed_broker_loses_nothing_that_it_acknowledged(store: Store) {
+async fn a_killed_broker_loses_nothing_that_it_acknowledged(setup: Setup) {
     let mut rng = seeded();
-    let mut broker = Broker::on(store).await.set("retention.max_length", "100000").start().await;
+    let mut broker = Broker::on(setup).await.set("retention.max_length", "100000").start().await;
     let nodes = [broker.addr];
     let cursor = broker.http.cursor("a,b,c,d").await;
     let fleet = Fleet::start(&nodes, &CHANNELS, 4, &cursor, &mut rng);
@@ -28,11 +30,11 @@ async fn a_killed_broker_loses_nothing_that_it_acknowledged(store: Store) {
 }
 
 /// Broken to see it fail: a call to the log that failed and is acknowledged all the same.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_redis_that_writes_before_it_answers_loses_nothing() {
+async fn a_killed_redis_that_writes_before_it_answers_loses_nothing(streams: Streams) {
     let mut rng = seeded();
     let redis = Arc::new(Redis::durable().await);
-    let broker = Broker::on_redis(&redis).set("retention.max_length", "100000").start().await;
+    let broker =
+        Broker::on_redis(&redis).streams(streams).set("retention.max_length", "100000").start().await;
     let nodes = [broker.addr];
     let cursor = broker.http.cursor("a,b,c,d").await;
     let mut steady = Subscribe::to(&CHANNELS).connect(broker.addr).await;
@@ -72,4 +74,5 @@ async fn every_acknowledgement_of_the_embedded_log_waited_for_the_disk() {
     }
 }
 
-both_stores!(a_killed_broker_loses_nothing_that_it_acknowledged);
+both_paths!(a_killed_broker_loses_nothing_that_it_acknowledged);
+both_streams!(a_killed_redis_that_writes_before_it_answers_loses_nothing);

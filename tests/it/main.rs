@@ -29,6 +29,8 @@ mod contract_subscribe;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod detached;
+#[cfg(test)]
 mod earthquakes;
 #[cfg(test)]
 mod functions;

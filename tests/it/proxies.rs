@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::support::reverse_proxy::Setup;
 use crate::support::scene::{Harm, Scene, Side};
 use crate::support::{
-    Broker, Client, Library, Publishing, Redis, Store, Subscribe, read_log, recommended, until,
+    Broker, Client, Library, Publishing, Redis, Store, Streams, Subscribe, read_log, recommended, until,
 };
 
 const CONFIGURATIONS: [&str; 4] = ["nginx-minimal.conf", "nginx.conf", "haproxy-minimal.cfg", "haproxy.cfg"];
@@ -66,6 +66,23 @@ async fn an_event_arrives_before_the_next_is_published() {
         }
     }
 }
+
+/// An end that is one, and not a break: seen to fail with a last chunk that is not sent.
+async fn the_end_of_a_stream_passes_as_an_end(streams: Streams) {
+    let setting = Broker::on(Store::Embedded).await.streams(streams).set("sse.lifetime_max", "300ms");
+    let broker = setting.start().await;
+    for name in CONFIGURATIONS {
+        let proxy = recommended(name).start(&[broker.addr]).await;
+        let mut reader = Subscribe::to(&["a"]).connect(proxy.addr).await;
+        let closing = reader.next_control("closing").await;
+        assert_eq!(closing.json(), json!({ "reason": "lifetime", "reconnect": true }), "{name}");
+        reader.end().await;
+        assert!(!reader.is_broken(), "{name} passes the end on as the end of the body");
+        proxy.http.send(Method::HEAD, "/events?channels=a", &[], "").await.expect(200);
+    }
+}
+
+both_streams!(the_end_of_a_stream_passes_as_an_end);
 
 async fn clients_miss_nothing_through(setup: Setup, store: Store, harms: &[&[Harm]]) {
     let mut scene = Scene::open(store, &LIBRARIES, Some(setup)).await;

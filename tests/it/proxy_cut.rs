@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::support::{Broker, Ledger, Mode, Proxy, Redis, Subscribe, read_log, until};
+use crate::support::{Broker, Ledger, Mode, Proxy, Redis, Setup, Store, Streams, Subscribe, read_log, until};
 
 const CHANNELS: [&str; 2] = ["a", "b"];
 const WRITERS: usize = 3;
@@ -50,11 +50,13 @@ async fn harm(proxy: &Proxy, broker: &Broker, ledger: &Ledger) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_key() {
+async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_key(streams: Streams) {
     let redis = Arc::new(Redis::start().await);
     let proxy = Proxy::to(redis.port()).await;
-    let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).set("retention.max_length", "100000");
+    let broker = Broker::on_redis(&redis)
+        .streams(streams)
+        .through(&proxy.redis_url())
+        .set("retention.max_length", "100000");
     let broker = broker.start().await;
     let mut steady = Subscribe::to(&CHANNELS).connect(broker.addr).await;
     let ledger = Ledger::default();
@@ -95,11 +97,10 @@ async fn a_publish_whose_answer_was_lost_is_told_so_and_not_repeated() {
     assert_eq!(broker.http.history("a").await.len(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told() {
+async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told(streams: Streams) {
     let redis = Arc::new(Redis::start().await);
     let proxy = Proxy::to(redis.port()).await;
-    let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
+    let broker = Broker::on_redis(&redis).streams(streams).through(&proxy.redis_url()).start().await;
     let mut steady = Subscribe::to(&["a"]).connect(broker.addr).await;
     let first = broker.http.publish("a", "before").await;
     assert_eq!(steady.one().await, "before");
@@ -139,10 +140,9 @@ async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_freezes_delays_sessions_and_loses_nothing() {
+async fn a_redis_that_freezes_delays_sessions_and_loses_nothing(streams: Streams) {
     let redis = Arc::new(Redis::start().await);
-    let broker = Broker::on_redis(&redis).start().await;
+    let broker = Broker::on_redis(&redis).streams(streams).start().await;
     let mut steady = Subscribe::to(&["a"]).connect(broker.addr).await;
     broker.http.publish("a", "before").await;
     redis.pause();
@@ -156,9 +156,8 @@ async fn a_redis_that_freezes_delays_sessions_and_loses_nothing() {
     assert_eq!(steady.data(3).await, ["before", "frozen", "fence"]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_behind_a_slow_and_stalling_network_gets_everything() {
-    let broker = Broker::start(crate::support::Store::Embedded).await;
+async fn a_client_behind_a_slow_and_stalling_network_gets_everything(streams: Streams) {
+    let broker = Broker::start(Setup { store: Store::Embedded, streams }).await;
     let proxy = Proxy::to(broker.addr.port()).await;
     let mut reader = Subscribe::to(&["a"]).header("Host", "localhost").connect(proxy.addr()).await;
     let texts: Vec<String> = (0..200).map(|n| format!("{n} {}", "x".repeat(500))).collect();
@@ -171,3 +170,10 @@ async fn a_client_behind_a_slow_and_stalling_network_gets_everything() {
     assert_eq!(reader.data(100).await, texts[100..]);
     assert_eq!(reader.one().await, "while nothing passed");
 }
+
+both_streams!(
+    no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_key,
+    while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told,
+    a_redis_that_freezes_delays_sessions_and_loses_nothing,
+    a_client_behind_a_slow_and_stalling_network_gets_everything,
+);

@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use crate::support::{Broker, Fleet, Redis, Store, Subscribe, Writers, read_log, seeded};
+use crate::support::{Broker, Fleet, Redis, Setup, Streams, Subscribe, Writers, read_log, seeded};
 
 const CHANNELS: [&str; 6] = ["a", "b", "c", "d/e", "f.g", "日本"];
 
 /// Broken to see it fail: channels that are not merged by id; events written although another channel of the
 /// partition may hold earlier ones; a ring that forgets that it dropped frames.
-async fn clients_cut_at_any_byte_get_everything_once_and_in_order(store: Store) {
+async fn clients_cut_at_any_byte_get_everything_once_and_in_order(setup: Setup) {
     let mut rng = seeded();
     // Small rings and pages: replay, the hand-over to live, and falling behind all happen often.
-    let setup = Broker::on(store).await.set("retention.max_length", "100000").set("fanout.ring_events", "16");
+    let setup = Broker::on(setup).await.set("retention.max_length", "100000").set("fanout.ring_events", "16");
     let broker = setup.set("sse.heartbeat_interval", "100ms").start().await;
     let cursor = broker.http.cursor(&CHANNELS.join(",")).await;
     let nodes = [broker.addr];
@@ -25,12 +25,12 @@ async fn clients_cut_at_any_byte_get_everything_once_and_in_order(store: Store) 
     assert!(received > log.len(), "the readers did read");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_change_the_node_with_every_connection_get_everything_once() {
+async fn clients_that_change_the_node_with_every_connection_get_everything_once(streams: Streams) {
     let mut rng = seeded();
     let redis = Arc::new(Redis::start().await);
     let node = || {
-        Broker::on_redis(&redis).set("retention.max_length", "100000").set("sse.heartbeat_interval", "100ms")
+        let node = Broker::on_redis(&redis).streams(streams).set("retention.max_length", "100000");
+        node.set("sse.heartbeat_interval", "100ms")
     };
     let (one, two) = tokio::join!(node().start(), node().start());
     let nodes = [one.addr, two.addr];
@@ -52,4 +52,5 @@ async fn what_one_node_publishes_reaches_the_subscribers_of_the_other() {
     assert_eq!((&events[0].last_event_id, &events[1].last_event_id), (&far.id, &near.id));
 }
 
-both_stores!(clients_cut_at_any_byte_get_everything_once_and_in_order);
+both_paths!(clients_cut_at_any_byte_get_everything_once_and_in_order);
+both_streams!(clients_that_change_the_node_with_every_connection_get_everything_once);

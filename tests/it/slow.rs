@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use crate::support::until::{PAUSE, Wait};
-use crate::support::{Broker, Store, Subscribe, until};
+use crate::support::{Broker, Setup, Store, Subscribe, until};
 
 /// Published while the subscribers do not read, in bytes: batches of events, 105 MB.
 const BATCHES: usize = 42;
@@ -42,9 +42,10 @@ fn numbered(number: usize) -> String {
 
 /// Broken to see it fail: rings without a bound (on Redis, where nothing else takes memory), a ring that forgets that
 /// it dropped frames, and a kernel without `TCP_NOTSENT_LOWAT`, which holds 3.6 MB for each subscriber.
-async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memory(store: Store) {
+async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memory(setup: Setup) {
+    let store = setup.store;
     // Longer than a busy machine takes for all of this: the subscribers are to be slow, not given up.
-    let setup = Broker::on(store).await.set("retention.max_length", "10000").set("sse.write_timeout", "1h");
+    let setup = Broker::on(setup).await.set("retention.max_length", "10000").set("sse.write_timeout", "1h");
     let broker = setup.set("fanout.memory_bytes_max", "8388608").start().await;
     let mut stuck = Vec::new();
     for _ in 0..STUCK {
@@ -89,9 +90,9 @@ async fn a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memor
 
 /// What retention took from a subscriber that does not read is told, once; what it left is delivered. Seen to fail
 /// with a session that takes what a page begins with for what follows its position.
-async fn a_subscriber_that_stops_reading_for_too_long_is_told_what_it_missed(store: Store) {
+async fn a_subscriber_that_stops_reading_for_too_long_is_told_what_it_missed(setup: Setup) {
     let kept = 100;
-    let setup = Broker::on(store).await.set("retention.max_length", &kept.to_string());
+    let setup = Broker::on(setup).await.set("retention.max_length", &kept.to_string());
     let broker = setup.set("sse.write_timeout", "1h").set("fanout.ring_events", "10").start().await;
     let mut stuck = Subscribe::to(&["a"]).receive_buffer(16 * 1024).connect(broker.addr).await;
     let total = 16 * BATCH_EVENTS;
@@ -125,8 +126,8 @@ async fn a_subscriber_that_stops_reading_for_too_long_is_told_what_it_missed(sto
 
 /// Slow is not dead: as long as something is taken, however long a buffer takes to empty. Seen to fail without
 /// `TCP_NOTSENT_LOWAT`, where the kernel reports progress only when a third of megabytes is gone.
-async fn a_subscriber_that_makes_slow_progress_is_never_closed(store: Store) {
-    let setup = Broker::on(store).await.set("retention.max_length", "10000").set("sse.write_timeout", "2s");
+async fn a_subscriber_that_makes_slow_progress_is_never_closed(setup: Setup) {
+    let setup = Broker::on(setup).await.set("retention.max_length", "10000").set("sse.write_timeout", "2s");
     let broker = setup.start().await;
     let texts: Vec<String> = (0..200).map(numbered).collect();
     for part in texts.chunks(BATCH_EVENTS) {
@@ -152,9 +153,9 @@ async fn a_subscriber_that_makes_slow_progress_is_never_closed(store: Store) {
     }
 }
 
-async fn a_subscriber_without_any_progress_is_closed_and_can_resume(store: Store) {
+async fn a_subscriber_without_any_progress_is_closed_and_can_resume(setup: Setup) {
     let setup =
-        Broker::on(store).await.set("retention.max_length", "10000").set("sse.write_timeout", "400ms");
+        Broker::on(setup).await.set("retention.max_length", "10000").set("sse.write_timeout", "400ms");
     let broker = setup.start().await;
     let mut stuck = Subscribe::to(&["a"]).receive_buffer(4_096).connect(broker.addr).await;
     let texts: Vec<String> = (0..120).map(numbered).collect();
@@ -175,7 +176,7 @@ async fn a_subscriber_without_any_progress_is_closed_and_can_resume(store: Store
     assert!(resumed.data(texts.len() - seen.len()).await == texts[seen.len()..], "exactly the rest");
 }
 
-both_stores!(
+both_paths!(
     a_subscriber_that_makes_slow_progress_is_never_closed,
     a_subscriber_that_stops_reading_for_too_long_is_told_what_it_missed,
     a_subscriber_that_stops_reading_is_served_from_the_log_in_bounded_memory,

@@ -25,7 +25,7 @@ pub(crate) mod until;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-pub(crate) use broker::{Broker, Store};
+pub(crate) use broker::{Broker, Setup, Store, Streams};
 pub(crate) use client::{Client, Library};
 pub(crate) use http::Http;
 pub(crate) use http2::Http2;
@@ -54,6 +54,50 @@ macro_rules! both_stores {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
                 super::$test(crate::support::Store::Redis).await;
+            })+
+        }
+    };
+}
+
+/// As `both_stores!`, for tests in which streams matter, `async fn(Setup)`: they run with streams that the HTTP
+/// library carries too. Which store those stand on makes no difference to them.
+macro_rules! both_paths {
+    ($($test:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Store::Embedded.into()).await;
+            })+
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Store::Redis.into()).await;
+            })+
+        }
+        mod bodies {
+            use crate::support::{Setup, Store, Streams};
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(Setup { store: Store::Embedded, streams: Streams::Bodies }).await;
+            })+
+        }
+    };
+}
+
+/// Runs each of the named `async fn(Streams)`, which choose their store themselves, over both paths.
+macro_rules! both_streams {
+    ($($test:ident),+ $(,)?) => {
+        mod detached {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Streams::Detached).await;
+            })+
+        }
+        mod as_bodies {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(crate::support::Streams::Bodies).await;
             })+
         }
     };

@@ -41,7 +41,7 @@ async fn an_event_released_while_an_empty_page_was_read_is_delivered() {
     node.publish("b", "x").await;
     node.hub.restart(ZERO, node.log.tail(ZERO).await.unwrap());
     let mut batch = Batch::default();
-    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("reads") };
+    let Next::Read(requests) = client.session.step(now(), &mut batch) else { panic!("reads") };
     let heads = Arc::clone(&node.hub.pages).read_heads(requests).await;
     node.publish("a", "1").await;
     node.tail().await;
@@ -153,7 +153,7 @@ async fn what_is_lost_after_a_gap_was_told_is_told_too() {
     assert!(matches!(client.session.step(now(), &mut batch), Next::Flush), "the purge is told at once");
     let told = blocks(&batch.take().concat());
     assert_eq!(told[0].json()["reason"], "reset");
-    let Next::Read(requests, _) = client.session.step(now(), &mut batch) else { panic!("b has to be read") };
+    let Next::Read(requests) = client.session.step(now(), &mut batch) else { panic!("b has to be read") };
     for n in 0..500 {
         node.publish("a", &n.to_string()).await;
     }

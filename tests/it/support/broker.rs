@@ -38,6 +38,30 @@ pub(crate) enum Store {
     Redis,
 }
 
+/// Who writes an event stream over HTTP/1 to its socket (`server.detach`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// The session itself, as configured unless said otherwise.
+    Detached,
+    /// The HTTP library, as over HTTP/2.
+    Bodies,
+}
+
+/// What a test runs on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    /// Where events are kept.
+    pub(crate) store: Store,
+    /// Who writes streams.
+    pub(crate) streams: Streams,
+}
+
+impl From<Store> for Setup {
+    fn from(store: Store) -> Self {
+        Self { store, streams: Streams::Detached }
+    }
+}
+
 /// A broker about to be started.
 pub(crate) struct Builder {
     redis: Option<Arc<Redis>>,
@@ -54,6 +78,14 @@ impl Builder {
         let name = format!("HEADWATER_{}", key.to_uppercase().replace('.', "__"));
         self.settings.push((name, value.into()));
         self
+    }
+
+    /// Chooses who writes event streams.
+    pub(crate) fn streams(self, streams: Streams) -> Self {
+        match streams {
+            Streams::Detached => self,
+            Streams::Bodies => self.set("server.detach", "false"),
+        }
     }
 
     /// Reaches its Redis at this address.
@@ -112,13 +144,14 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// A broker on this kind of store with a Redis of its own, in the configuration that everybody gets.
-    pub(crate) async fn on(store: Store) -> Builder {
+    /// A broker on this kind of store with a Redis of its own, otherwise in the configuration that everybody gets.
+    pub(crate) async fn on(setup: impl Into<Setup>) -> Builder {
+        let Setup { store, streams } = setup.into();
         let redis = match store {
             Store::Embedded => None,
             Store::Redis => Some(Arc::new(Redis::start().await)),
         };
-        Builder { redis, redis_url: None, settings: Vec::new(), traced: None }
+        Builder { redis, redis_url: None, settings: Vec::new(), traced: None }.streams(streams)
     }
 
     /// A broker on a Redis that the test started.
@@ -127,8 +160,8 @@ impl Broker {
     }
 
     /// [`Broker::on`], started.
-    pub(crate) async fn start(store: Store) -> Self {
-        Self::on(store).await.start().await
+    pub(crate) async fn start(setup: impl Into<Setup>) -> Self {
+        Self::on(setup).await.start().await
     }
 
     /// The Redis that it keeps its events in.

@@ -160,6 +160,8 @@ pub(crate) struct SseReader {
     /// The connection is cut when this many more bytes of the body have come.
     bytes_left: usize,
     ended: bool,
+    /// The connection ended where the body's framing says that more follows.
+    broken: bool,
     /// What a read fills, kept for its capacity.
     buffer: Vec<u8>,
 }
@@ -197,6 +199,7 @@ impl SseReader {
             ready: VecDeque::new(),
             bytes_left: cut_at.unwrap_or(usize::MAX),
             ended: false,
+            broken: false,
             buffer: Vec::with_capacity(READ_BYTES),
         };
         if reader.header("transfer-encoding") == Some("chunked") {
@@ -211,6 +214,11 @@ impl SseReader {
     /// A response header by its lower-case name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the stream ended as no server ends one that is complete.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// What a reconnect would send as `Last-Event-ID`.
@@ -330,7 +338,8 @@ impl SseReader {
         // A read that was given up took the buffer with it.
         wire.reserve(READ_BYTES);
         match (&mut self.socket).take(bytes_max as u64).read_buf(&mut wire).await {
-            Ok(0) | Err(_) => self.ended = true,
+            Ok(0) => (self.ended, self.broken) = (true, !matches!(self.framing, Framing::UntilClose)),
+            Err(_) => (self.ended, self.broken) = (true, true),
             Ok(_) => self.take_wire(&wire),
         }
         self.buffer = wire;
