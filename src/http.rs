@@ -2,10 +2,11 @@
 //!
 //! One request goes `listener` -> `connection` -> CORS -> `guard` -> a handler (`subscribe`, `publish`, `manage`) -> an answer,
 //! a [`problem::Problem`], or an event stream: a `stream` that hyper writes, or a socket that is taken back from it
-//! (`handover`) and written by the session itself (`detached`).
+//! (`handover`) and written by the session itself (`detached`, `framing`).
 
 mod connection;
 mod detached;
+mod framing;
 mod guard;
 mod handover;
 pub mod listener;

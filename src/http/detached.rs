@@ -2,33 +2,32 @@
 //!
 //! One small future per connection. It holds a session, a socket and a timer, and a batch only while the socket
 //! does not take it: idle, nothing else is allocated. Invariants: bytes leave in the order in which the session
-//! made them, a write that stops in the middle of a chunk goes on there; a client that takes nothing for
+//! made them, a write that stops in the middle of a frame goes on there; what is sent as the end of the body is
+//! the end of the session, and nothing else looks like it (`framing.rs`); a client that takes nothing for
 //! `write_timeout` is dropped, one that takes little is not; the last bytes are followed by the end of our
 //! direction, and what the client still sends is read, because closing a socket with unread bytes resets the
 //! connection and destroys what was written. Neighbours: `handover.rs` gets the socket, `stream.rs` does the
 //! same as a body.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use pin_project_lite::pin_project;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::framing::{Framing, Out};
 use super::handover::Parked;
 use crate::session::Batch;
 use crate::session::driver::{Driver, Turn};
 
 /// After so many bytes a connection lets others go first.
 const TURN_BYTES_MAX: usize = 64 * 1024;
-/// Chunks of one call to the system.
-const SLICES_MAX: usize = 64;
 /// What a client sends on an open stream is read in pieces of this size, so many before others go first.
 const SCRAP_BYTES: usize = 4 * 1024;
 const SCRAPS_MAX: usize = 16;
@@ -42,6 +41,7 @@ pin_project! {
         driver: Driver,
         stream: TcpStream,
         stage: Stage,
+        framing: Framing,
     }
 }
 
@@ -64,8 +64,8 @@ struct Blocked {
 
 impl Detached {
     pub(super) fn new(stream: TcpStream, parked: Parked) -> Self {
-        let Parked { head, session } = parked;
-        Self { driver: Driver::new(session), stream, stage: Stage::Head(Box::new(head)) }
+        let Parked { head, framing, session } = parked;
+        Self { driver: Driver::new(session), stream, stage: Stage::Head(Box::new(head)), framing }
     }
 
     fn poll_stream(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -76,8 +76,8 @@ impl Detached {
             let (mut out, mut since) = match std::mem::replace(this.stage, Stage::Open) {
                 Stage::Head(head) => {
                     let turn = this.driver.as_mut().poll_turn(cx, &mut batch);
-                    let chunks = std::iter::once(*head).chain(batch.take()).collect();
-                    (Out::new(chunks, turn == Poll::Ready(Turn::End)), None)
+                    let is_last = turn == Poll::Ready(Turn::End);
+                    (this.framing.frame(batch.take(), is_last).after(*head), None)
                 }
                 Stage::Open if written >= TURN_BYTES_MAX => {
                     cx.waker().wake_by_ref();
@@ -85,7 +85,7 @@ impl Detached {
                 }
                 Stage::Open => {
                     let turn = ready!(this.driver.as_mut().poll_turn(cx, &mut batch));
-                    (Out::new(batch.take(), turn == Turn::End), None)
+                    (this.framing.frame(batch.take(), turn == Turn::End), None)
                 }
                 Stage::Blocked(blocked) => (blocked.out, Some(blocked.since)),
                 Stage::Lingering(until) => {
@@ -106,7 +106,7 @@ impl Detached {
                 written += count;
                 since = None;
             }
-            if out.is_last {
+            if out.is_last() {
                 ready!(Pin::new(&mut *this.stream).poll_shutdown(cx))?;
                 *this.stage = Stage::Lingering(Instant::now() + LINGER);
             }
@@ -148,60 +148,8 @@ fn poll_gone(stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()
     Poll::Pending
 }
 
-/// Chunks on their way to the socket.
-struct Out {
-    chunks: std::vec::IntoIter<Bytes>,
-    /// Nothing follows.
-    is_last: bool,
-}
-
-impl Out {
-    fn new(chunks: Vec<Bytes>, is_last: bool) -> Self {
-        Self { chunks: chunks.into_iter(), is_last }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.chunks.as_slice().is_empty()
-    }
-
-    /// Writes once what fits into one call; answers how many bytes the system took.
-    fn poll_write(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
-        let written = match self.chunks.as_slice() {
-            [chunk] => Pin::new(stream).poll_write(cx, chunk),
-            chunks => {
-                let slices: SmallVec<[IoSlice<'_>; SLICES_MAX]> =
-                    chunks.iter().take(SLICES_MAX).map(|chunk| IoSlice::new(chunk)).collect();
-                Pin::new(stream).poll_write_vectored(cx, &slices)
-            }
-        };
-        let count = ready!(written)?;
-        if count == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.advance(count);
-        Poll::Ready(Ok(count))
-    }
-
-    /// Drops what was written.
-    fn advance(&mut self, mut count: usize) {
-        while let Some(chunk) = self.chunks.as_mut_slice().first_mut() {
-            if count < chunk.len() {
-                chunk.advance(count);
-                return;
-            }
-            count -= chunk.len();
-            self.chunks.next();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
-
     use super::*;
 
     /// What every subscriber costs, with about 100 bytes that the runtime adds to the future; see the table in
@@ -209,38 +157,5 @@ mod tests {
     #[test]
     fn a_connection_is_a_small_future() {
         assert!(size_of::<Detached>() <= 400, "{} bytes", size_of::<Detached>());
-    }
-
-    /// A socket that takes little at a time, and its other end.
-    async fn narrow() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = tokio::net::TcpSocket::new_v4().unwrap();
-        client.set_recv_buffer_size(4_096).unwrap();
-        let client = client.connect(listener.local_addr().unwrap()).await.unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&server).set_send_buffer_size(4_096).unwrap();
-        (server, client)
-    }
-
-    /// Seen to fail when the offset within a chunk is forgotten, and when more than one call's chunks are dropped.
-    #[tokio::test]
-    async fn a_write_that_stops_anywhere_goes_on_there() {
-        let (mut server, mut client) = narrow().await;
-        let chunks: Vec<Bytes> =
-            (0..1_000_u32).map(|n| Bytes::from(format!("{n:>width$}", width = (n % 700) as usize))).collect();
-        let expected = chunks.concat();
-        let mut out = Out::new(chunks, false);
-        let writing = async {
-            let mut written = 0;
-            while !out.is_empty() {
-                written += poll_fn(|cx| out.poll_write(cx, &mut server)).await.unwrap();
-            }
-            drop(server);
-            written
-        };
-        let mut got = Vec::new();
-        let (written, read) = tokio::join!(writing, client.read_to_end(&mut got));
-        assert_eq!((written, read.unwrap()), (expected.len(), expected.len()));
-        assert!(got == expected, "the bytes arrive in order, each once");
     }
 }

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tower::ServiceExt;
 
+use super::framing::Framing;
 use crate::clock;
 use crate::session::Session;
 
@@ -43,6 +44,8 @@ impl Detach {
 pub(super) struct Parked {
     /// The head of the response, encoded.
     pub(super) head: Bytes,
+    /// How the client tells where the body ends.
+    pub(super) framing: Framing,
     /// What follows it.
     pub(super) session: Session,
 }
@@ -91,15 +94,19 @@ pub(super) async fn answer(
     let mut response = router.oneshot(request.map(Body::new)).await?;
     let Some(Detach(session)) = response.extensions_mut().remove() else { return Ok(response) };
     let session = session.lock().take().expect("one response is served once");
-    desk.leave(Parked { head: encode_head(version, response.status(), response.headers()), session });
+    let framing = if version == Version::HTTP_11 { Framing::Chunked } else { Framing::UntilClose };
+    let head = encode_head(framing, response.status(), response.headers());
+    desk.leave(Parked { head, framing, session });
     pending().await
 }
 
-/// The head as hyper would write it, with the end of the connection as the end of the body.
-fn encode_head(version: Version, status: StatusCode, headers: &HeaderMap) -> Bytes {
+/// The head as hyper would write it, of a response that is the last one over its connection.
+fn encode_head(framing: Framing, status: StatusCode, headers: &HeaderMap) -> Bytes {
     let mut head = BytesMut::with_capacity(512);
-    let version: &[u8] = if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " };
-    head.put_slice(version);
+    head.put_slice(match framing {
+        Framing::Chunked => b"HTTP/1.1 ",
+        Framing::UntilClose => b"HTTP/1.0 ",
+    });
     head.put_slice(status.as_str().as_bytes());
     head.put_slice(b" ");
     head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
@@ -109,14 +116,17 @@ fn encode_head(version: Version, status: StatusCode, headers: &HeaderMap) -> Byt
             head.put_slice(part);
         }
     };
-    let framing = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
-    for (name, value) in headers.iter().filter(|(name, _)| !framing.contains(name)) {
+    let replaced = [header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    for (name, value) in headers.iter().filter(|(name, _)| !replaced.contains(name)) {
         put(name, value.as_bytes());
     }
     if !headers.contains_key(header::DATE) {
         put(&header::DATE, clock::http_date().as_bytes());
     }
     put(&header::CONNECTION, b"close");
+    if framing == Framing::Chunked {
+        put(&header::TRANSFER_ENCODING, b"chunked");
+    }
     head.put_slice(b"\r\n");
     head.freeze()
 }
@@ -145,19 +155,20 @@ mod tests {
             ("vary", "origin"),
             ("vary", "accept"),
             ("content-length", "0"),
-            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "gzip, chunked"),
             ("connection", "keep-alive"),
             ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let head = encode_head(Version::HTTP_10, StatusCode::OK, &headers);
+        let head = encode_head(Framing::UntilClose, StatusCode::OK, &headers);
         let expected = "HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\nvary: origin\r\nvary: accept\r\n\
                         date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: close\r\n\r\n";
         assert_eq!(head, expected);
         headers.remove("date");
-        let head = encode_head(Version::HTTP_11, StatusCode::OK, &headers);
+        let head = encode_head(Framing::Chunked, StatusCode::OK, &headers);
         let text = std::str::from_utf8(&head).unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("\r\ndate: "), "{text}");
+        assert!(text.ends_with("\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"), "{text}");
     }
 }

@@ -295,6 +295,7 @@ async fn a_stream_is_served_over_http_1_0_too(setup: Setup) {
     let broker = Broker::start(setup).await;
     let mut reader = Subscribe::to(&["a"]).http_1_0().connect(broker.addr).await;
     assert_eq!(reader.header("transfer-encoding"), None, "HTTP/1.0 knows no chunks");
+    assert_ne!(reader.header("connection"), Some("keep-alive"), "the body ends with the connection");
     broker.http.publish("a", "old but works").await;
     assert_eq!(reader.one().await, "old but works");
 }
