@@ -105,7 +105,9 @@ async fn serve_http1(
             scope.hard().run_until_cancelled(parked).await?
         }
     };
-    Some((connection.into_parts().io.into_stream(), parked?))
+    let parked = parked?;
+    // What hyper read beyond the request is thrown away with it.
+    Some((connection.into_parts().io.into_stream(), parked))
 }
 
 /// Polls a connection to its end, or until it has left an event stream on the desk.

@@ -118,13 +118,14 @@ impl Future for Detached {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        if self.driver.session().mailbox().is_cut() {
-            return Poll::Ready(());
-        }
         let polled = match poll_gone(self.as_mut().project().stream, cx) {
             Poll::Ready(gone) => Poll::Ready(gone),
-            Poll::Pending => self.poll_stream(cx),
+            Poll::Pending => self.as_mut().poll_stream(cx),
         };
+        // Looked at last: whoever waits has registered by now, so an order that comes later wakes the task again.
+        if polled.is_pending() && self.driver.session().mailbox().is_cut() {
+            return Poll::Ready(());
+        }
         polled.map(|result| {
             if let Err(error) = result {
                 tracing::debug!(%error, "an event stream ended with an error");
