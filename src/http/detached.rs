@@ -10,29 +10,23 @@
 //! same as a body.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::framing::{Framing, Out};
 use super::handover::Parked;
+use super::socket::{self, LINGER};
 use crate::session::Batch;
 use crate::session::driver::{Driver, Turn};
 
 /// After so many bytes a connection lets others go first.
 const TURN_BYTES_MAX: usize = 64 * 1024;
-/// What a client sends on an open stream is read in pieces of this size, so many before others go first.
-const SCRAP_BYTES: usize = 4 * 1024;
-const SCRAPS_MAX: usize = 16;
-/// How long a client has to end its direction after we ended ours.
-const LINGER: Duration = Duration::from_secs(1);
 
 pin_project! {
     /// One connection.
@@ -118,7 +112,7 @@ impl Future for Detached {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let polled = match poll_gone(self.as_mut().project().stream, cx) {
+        let polled = match socket::poll_ended(self.as_mut().project().stream, cx) {
             Poll::Ready(gone) => Poll::Ready(gone),
             Poll::Pending => self.as_mut().poll_stream(cx),
         };
@@ -132,21 +126,6 @@ impl Future for Detached {
             }
         })
     }
-}
-
-/// Reads and forgets what the client sends; ready when it has ended its direction, which means that it is gone.
-fn poll_gone(stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    ready!(stream.poll_read_ready(cx))?;
-    for _ in 0..SCRAPS_MAX {
-        let mut scrap = [MaybeUninit::uninit(); SCRAP_BYTES];
-        let mut scrap = ReadBuf::uninit(&mut scrap);
-        ready!(Pin::new(&mut *stream).poll_read(cx, &mut scrap))?;
-        if scrap.filled().is_empty() {
-            return Poll::Ready(Ok(()));
-        }
-    }
-    cx.waker().wake_by_ref();
-    Poll::Pending
 }
 
 #[cfg(test)]

@@ -8,9 +8,13 @@
 //! takes its time is not.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Bytes that the kernel holds for a connection before they are sent. A socket counts as writable again when
@@ -21,6 +25,27 @@ const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 /// Questions of a silent peer within `write_timeout`.
 const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long a client has to end its direction after we ended ours.
+pub(super) const LINGER: Duration = Duration::from_secs(2);
+/// What nobody needs of what a client sends is read in pieces of this size, so many before others go first.
+const SCRAP_BYTES: usize = 4 * 1024;
+const SCRAPS_MAX: usize = 16;
+
+/// Reads and forgets what the client sends; ready when it has ended its direction.
+pub(super) fn poll_ended(socket: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    ready!(socket.poll_read_ready(cx))?;
+    for _ in 0..SCRAPS_MAX {
+        let mut scrap = [MaybeUninit::uninit(); SCRAP_BYTES];
+        let mut scrap = ReadBuf::uninit(&mut scrap);
+        ready!(Pin::new(&mut *socket).poll_read(cx, &mut scrap))?;
+        if scrap.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
 
 /// Prepares an accepted socket. What this system cannot do is left out: the timers of the connection remain.
 pub(super) fn prepare(socket: &TcpStream, write_timeout: Duration) {

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::handover::Desk;
+use super::socket::{self, LINGER};
 
 /// A TCP connection.
 pub(super) struct Transport {
@@ -25,13 +26,16 @@ pub(super) struct Transport {
     write_timeout: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs when our direction has ended.
+    lingering: Option<Pin<Box<Sleep>>>,
     /// Hears when all has been written.
     desk: Arc<Desk>,
 }
 
 impl Transport {
     pub(super) fn new(stream: TcpStream, begin: Vec<u8>, write_timeout: Duration, desk: Arc<Desk>) -> Self {
-        Self { stream: TokioIo::new(stream), begin, write_timeout, stalled: None, desk }
+        let stream = TokioIo::new(stream);
+        Self { stream, begin, write_timeout, stalled: None, lingering: None, desk }
     }
 
     /// The connection itself. Whatever hyper buffered is lost, so ask the desk first.
@@ -93,7 +97,17 @@ impl Write for Transport {
         Poll::Ready(Ok(()))
     }
 
+    /// Ends our direction, then waits for the client's: a socket that is closed while a body is still on its way
+    /// resets the connection, and the answer with it.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let transport = &mut *self;
+        if transport.lingering.is_none() {
+            ready!(Pin::new(&mut transport.stream).poll_shutdown(cx))?;
+        }
+        let until = transport.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        socket::poll_ended(transport.stream.inner_mut(), cx)
     }
 }

@@ -346,3 +346,17 @@ async fn an_answer_that_leaves_a_body_unread_says_that_the_connection_ends() {
     let read = answer("no json\n".len()).await;
     assert!(read.starts_with("http/1.1 400 ") && !read.contains("connection: close"), "{read}");
 }
+
+/// Seen to fail when the socket is closed at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_reaches_a_client_that_sends_its_whole_body_first() {
+    let broker = Broker::start(Store::Embedded).await;
+    let body = format!("no json\n{}", "x".repeat(30_000_000));
+    let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n";
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    let mut socket = TcpStream::connect(broker.addr).await.unwrap();
+    within("the broker takes it all", socket.write_all(request.as_bytes())).await.unwrap();
+    let mut answer = String::new();
+    within("the answer", socket.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\"line\":1"), "{answer}");
+}
