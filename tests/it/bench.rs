@@ -18,7 +18,7 @@ async fn run_at(url: &str, args: &[&str]) -> Output {
 }
 
 /// Runs a scenario that must be clean, watching the broker, and answers its report.
-async fn report(broker: &Broker, args: &[&str]) -> Value {
+pub(crate) async fn report(broker: &Broker, args: &[&str]) -> Value {
     let pid = broker.pid().to_string();
     let output = run_at(&broker.url(), &[args, &["--json", "--pid", &pid]].concat()).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");

@@ -177,29 +177,6 @@ async fn the_end_reaches_a_client_that_still_sends() {
     assert!(end.contains("event: closing") && end.ends_with("\n\n\r\n0\r\n\r\n"), "it ended with {end:?}");
 }
 
-/// Subscribers that are idle, and what each may cost: a fraction of what the HTTP library holds for one. Where it goes is
-/// in the performance document.
-const IDLE: usize = 300;
-const IDLE_BYTES_MAX: u64 = 8 * 1024;
-
-/// Seen to fail with streams that the HTTP library carries: 24 kB each.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_subscriber_costs_little_memory() {
-    let broker = Broker::start(Store::Embedded).await;
-    broker.http.publish("a", "warm-up").await;
-    drop(Subscribe::to(&["a"]).connect(broker.addr).await);
-    let before = broker.rss_bytes();
-    let mut idle = Vec::new();
-    for _ in 0..IDLE {
-        let mut socket = send(broker.addr, format!("{GET}\r\n").as_bytes()).await;
-        read_until(&mut socket, "event: connected").await;
-        idle.push(socket);
-    }
-    let each = broker.rss_bytes().saturating_sub(before) / IDLE as u64;
-    assert!(each < IDLE_BYTES_MAX, "{each} bytes for each of {IDLE}");
-    drop(idle);
-}
-
 /// Heads are the same over both paths up to how the end of the body is found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_detached_stream_has_the_head_that_the_layers_gave_it() {

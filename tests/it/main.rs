@@ -43,6 +43,8 @@ mod hostile;
 #[cfg(test)]
 mod http2;
 #[cfg(test)]
+mod idle;
+#[cfg(test)]
 mod injection;
 #[cfg(test)]
 mod layout;
