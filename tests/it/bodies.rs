@@ -12,10 +12,10 @@ use crate::support::{Broker, Peer, Store, until, within};
 const ARRAY_BYTES: usize = 4 * 1024 * 1024;
 /// Of one NDJSON line, less than the longest that may turn out to be an event.
 const LINE_BYTES: usize = 1500 * 1024;
-/// More than there is room for.
-const BODIES: usize = 60;
-/// The room, and what a copy here and there costs.
-const GROWTH_MAX: u64 = 100 * 1024 * 1024;
+/// Many times what there is room for.
+const BODIES: usize = 300;
+/// The room, what a copy here and there costs, and what the allocator keeps for a moment.
+const GROWTH_MAX: u64 = 160 * 1024 * 1024;
 
 /// Sends a body but for its last byte. `None` when the broker refused it before.
 async fn begin(addr: SocketAddr, media: &str, begin: &str, bytes: usize) -> Option<Peer> {

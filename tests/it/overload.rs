@@ -10,13 +10,13 @@ use serde_json::json;
 
 use crate::support::{Broker, Store, Subscribe, until};
 
-/// Published while Redis does not answer: 150 MB where 32 MiB may wait.
-const EVENTS: usize = 600;
+/// Published while Redis does not answer: 400 MB where 32 MiB may wait.
+const EVENTS: usize = 1_600;
 const EVENT_BYTES: usize = 250_000;
 /// Requests at a time: more than fit the queue.
 const AT_A_TIME: usize = 250;
-/// The queue, the call under way, and bodies that are being read.
-const GROWTH_MAX: u64 = 100 * 1024 * 1024;
+/// The queue, the call under way, bodies that are being read, and what the allocator keeps of them for a moment.
+const GROWTH_MAX: u64 = 160 * 1024 * 1024;
 
 /// Broken to see it fail: a queue of publishers without a bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
