@@ -30,7 +30,7 @@ const ROUNDS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
-    let setup = Setup::new(options.broker, options.realtime)?;
+    let setup = Setup::new(&options.broker, options.realtime)?;
     let load_before = report::load_average();
     let mut results = Results::default();
     for round in 1..=options.rounds {

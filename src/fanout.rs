@@ -13,6 +13,7 @@ mod metrics;
 pub mod pages;
 pub mod ring;
 pub mod topic;
+mod waking;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio_util::sync::CancellationToken;
 
 pub use self::clock::LogClock;
 pub use self::filter::{Filter, Filters};
@@ -29,6 +31,7 @@ pub use self::pages::Pages;
 use self::ring::Ring;
 pub use self::ring::RingLimits;
 pub use self::topic::Topic;
+use self::waking::Turns;
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::fanout::frame::Frame;
@@ -51,6 +54,7 @@ pub struct Hub {
     /// Filters in use.
     pub filters: Filters,
     sessions: Mutex<Sessions>,
+    turns: Turns,
     metrics: FanoutMetrics,
 }
 
@@ -149,6 +153,7 @@ impl Hub {
             pages: Pages::new(log, options.page_bytes_max, metrics.clone()),
             filters: Filters::default(),
             sessions: Mutex::default(),
+            turns: Turns::default(),
             metrics,
         })
     }
@@ -268,6 +273,17 @@ impl Hub {
         sessions.open.iter().for_each(|(_, mailbox)| mailbox.cut());
     }
 
+    /// Wakes the sessions of large topics, until `stop` is cancelled.
+    pub async fn wake_in_turn(self: Arc<Self>, stop: CancellationToken) {
+        stop.run_until_cancelled(self.turns.run()).await;
+    }
+
+    fn wake(&self, topic: &Arc<Topic>) {
+        if topic.wake() {
+            self.turns.push(Arc::clone(topic));
+        }
+    }
+
     fn hub(&self, partition: Partition) -> &PartitionHub {
         &self.partitions[usize::from(partition.0)]
     }
@@ -342,7 +358,7 @@ impl Hub {
             marks.epoch = epoch.unwrap_or(marks.epoch);
         }
         let purged = purged.iter().map(|(topic, _)| topic);
-        dirty.iter().map(|dirty| &dirty.topic).chain(purged).for_each(|topic| topic.wake());
+        dirty.iter().map(|dirty| &dirty.topic).chain(purged).for_each(|topic| self.wake(topic));
         if epoch.is_some() {
             self.wake_partition(partition);
         }
@@ -389,7 +405,7 @@ impl Hub {
 
     fn wake_partition(&self, partition: Partition) {
         for topic in self.hub(partition).topics.lock().by_channel.values() {
-            topic.wake();
+            self.wake(topic);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use tempfile::TempDir;
 
 /// Core of the servers, and of the load.
@@ -113,10 +113,10 @@ impl Server {
 }
 
 impl Setup {
-    pub(crate) fn new(broker: PathBuf, realtime: bool) -> anyhow::Result<Self> {
-        if !broker.exists() {
-            bail!("{} is not there; benches/compare.sh builds it", broker.display());
-        }
+    pub(crate) fn new(broker: &Path, realtime: bool) -> anyhow::Result<Self> {
+        // Servers are started in directories of their own.
+        let missing = || format!("{} is not there; benches/compare.sh builds it", broker.display());
+        let broker = broker.canonicalize().with_context(missing)?;
         let own = std::env::current_exe().context("this program has a path")?;
         let examples = own.parent().context("this program has a directory")?.to_owned();
         Ok(Self { broker, launcher: Launcher { realtime }, examples })

@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use slab::Slab;
 
 use super::Marks;
 use super::frame::Frame;
 use super::mailbox::Mailbox;
 use super::ring::{Ring, RingLimits, Run};
-use super::{give_back, slab_key};
+use super::waking::Listeners;
 use crate::channel::Channel;
 use crate::id::{Partition, StreamId};
 use crate::log::Retention;
@@ -31,7 +30,7 @@ pub struct Topic {
     partition: Partition,
     retention: Retention,
     ring: Mutex<Ring>,
-    listeners: Mutex<Slab<Arc<Mailbox>>>,
+    pub(super) listeners: Mutex<Listeners>,
 }
 
 impl Topic {
@@ -71,15 +70,12 @@ impl Topic {
     }
 
     pub(super) fn listen(&self, mailbox: Arc<Mailbox>) -> u32 {
-        slab_key(self.listeners.lock().insert(mailbox))
+        self.listeners.lock().insert(mailbox)
     }
 
     /// Ends listening; answers whether nobody listens any more.
     pub(super) fn leave(&self, key: u32) -> bool {
-        let mut listeners = self.listeners.lock();
-        listeners.remove(key as usize);
-        give_back(&mut listeners);
-        listeners.is_empty()
+        self.listeners.lock().remove(key)
     }
 
     /// Adds what the tailer read. `lost` is the newest announced event that was no longer there.
@@ -110,9 +106,9 @@ impl Topic {
         self.ring.lock().restart_after(position);
     }
 
-    pub(super) fn wake(&self) {
-        for (_, mailbox) in self.listeners.lock().iter() {
-            mailbox.wake();
-        }
+    /// Wakes the sessions, or answers true when they have to be woken in turns.
+    #[must_use]
+    pub(super) fn wake(&self) -> bool {
+        self.listeners.lock().wake()
     }
 }
