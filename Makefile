@@ -27,6 +27,14 @@ lint: ## Check format and lints; warnings are errors
 	@echo "== lints"
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
+.PHONY: audit
+audit: ## Check licences, sources and advisories of the dependencies
+	@bash tests/audit.sh
+
+.PHONY: fuzz
+fuzz: ## Feed random bytes to everything that reads those of strangers, FUZZ_SECONDS each (20)
+	@bash fuzz/run.sh
+
 .PHONY: fmt
 fmt: ## Format the code
 	$(CARGO) fmt --all

@@ -13,19 +13,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::{Access, FETCH_INTERVAL_MIN, Issuer, KeyStore, Tokens};
+use crate::config::auth::{Jwt, TokenKeys};
 use crate::config::sse::Heartbeat;
+use crate::config::tls::Tls as TlsFiles;
 use crate::config::{Config, InvalidKey};
+use crate::control::{Control, Controller};
 use crate::fanout::{FanoutOptions, Hub, RingLimits};
 use crate::http::listener::ListenerOptions;
 use crate::http::metrics::HttpMetrics;
-use crate::http::{self, App, AppOptions, Bodies};
+use crate::http::{self, App, AppOptions, Bodies, Tls};
 use crate::id::Partition;
 use crate::lifecycle::Scope;
+use crate::limits::Limits;
 use crate::log::embedded::{EmbeddedLog, EmbeddedOptions, OpenError, system_clock};
 use crate::log::redis::RedisLog;
 use crate::log::{Log, LogError};
@@ -38,6 +44,9 @@ use crate::tailer::{Tailer, TailerMetrics};
 
 /// Part of the memory budget for pages of history; the rest is for rings.
 const PAGES_SHARE: usize = 4;
+/// Part of the descriptors for connections that have not sent a head yet.
+const WAITING_SHARE: u64 = 4;
+const WAITING_MIN: usize = 16;
 /// A Redis that starts together with the broker may take this long.
 const REDIS_PATIENCE: Duration = Duration::from_secs(5);
 const REDIS_RETRY: Duration = Duration::from_millis(250);
@@ -74,8 +83,42 @@ pub struct Broker {
     pub address: SocketAddr,
     /// What the log is, in words.
     pub log: String,
+    /// With what tokens are verified, in words; `None` when none are taken.
+    pub token_keys: Option<String>,
     /// Topics and sessions.
     pub hub: Arc<Hub>,
+    /// Reads files again.
+    pub reloader: Reloader,
+}
+
+/// Takes on what has changed in files while the broker runs: the keys for tokens and the certificate.
+pub struct Reloader {
+    auth: Jwt,
+    tls: TlsFiles,
+    access: Arc<Access>,
+    shown: Option<Arc<Tls>>,
+}
+
+impl Reloader {
+    /// Reads the files again. What cannot be used is told, and the old stays.
+    pub fn reload(&self) {
+        match self.auth.keys() {
+            Ok(Some(TokenKeys::Fixed(keys))) => {
+                self.access.replace_keys(keys);
+                tracing::info!("the keys for tokens were read again");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "the keys for tokens stay as they were"),
+        }
+        match (self.tls.certificate(), &self.shown) {
+            (Ok(Some(certificate)), Some(shown)) => {
+                shown.replace(certificate);
+                tracing::info!("the certificate was read again");
+            }
+            (Ok(_), _) => {}
+            (Err(error), _) => tracing::error!(%error, "the certificate stays as it was"),
+        }
+    }
 }
 
 /// Starts a broker on `scope`, which ends it. `descriptors` is how many files the process may open.
@@ -83,24 +126,37 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
     let address = config.server.listen;
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
     let address = listener.local_addr().map_err(|error| StartError::Listen { address, error })?;
-    let (log, log_in_words) = open_log(config).await?;
-    let hub = start_on(log, listener, config, descriptors, scope).await?;
-    Ok(Broker { address, log: log_in_words, hub })
+    let (access, token_keys) = open_access(config, scope)?;
+    let tls = config.tls.certificate()?.map(Tls::new);
+    let reloader = Reloader {
+        auth: config.auth.jwt.clone(),
+        tls: config.tls.clone(),
+        access: Arc::clone(&access),
+        shown: tls.clone(),
+    };
+    let store = open_log(config).await?;
+    let log = store.words.clone();
+    let hub = start_on(store, access, (listener, tls), config, descriptors, scope).await?;
+    Ok(Broker { address, log, token_keys, hub, reloader })
 }
 
-/// Starts what a broker consists of between the log and the listener.
+/// Starts what a broker consists of between the store and the listener.
 async fn start_on(
-    log: Arc<dyn Log>,
-    listener: TcpListener,
+    store: Opened,
+    access: Arc<Access>,
+    (listener, tls): (TcpListener, Option<Arc<Tls>>),
     config: &Config,
     descriptors: u64,
     scope: &Scope,
 ) -> Result<Arc<Hub>, LogError> {
+    let Opened { log, control, .. } = store;
     let mut tails = Vec::new();
     for partition in (0..log.partitions()).map(Partition) {
         tails.push(log.tail(partition).await?);
     }
     let hub = Hub::new(Arc::clone(&log), &tails, config.retention_rules(), fanout_options(config));
+    let controller = Arc::new(Controller::new(control, Arc::clone(&access), Arc::clone(&hub)));
+    let position = controller.begin().await?;
     // Lives until the last connection has ended.
     let served = scope.hard().child_token();
     let workers = TaskTracker::new();
@@ -116,6 +172,7 @@ async fn start_on(
     let broken = Arc::clone(&log);
     scope.spawn_critical("log", until_drain(scope.clone(), async move { broken.broken().await }));
     scope.spawn_critical("publisher", until_drain(scope.clone(), publisher.ended()));
+    scope.spawn_critical("controller", Arc::clone(&controller).run(position, served.clone()));
     let options = app_options(config, descriptors);
     let bodies = Bodies::new(&options.publish);
     let metrics = Metrics::new(|registry| {
@@ -132,6 +189,9 @@ async fn start_on(
         hub: Arc::clone(&hub),
         publisher,
         bodies,
+        access,
+        limits: Limits::new(config.limits.options(descriptors)),
+        controller,
         pulses,
         scope: scope.clone(),
         metrics,
@@ -141,7 +201,7 @@ async fn start_on(
     let end_of_service = served.clone().drop_guard();
     scope.spawn_critical("listener", async move {
         let _end_of_service = end_of_service;
-        http::serve(listener, Arc::new(app)).await;
+        http::serve(listener, Arc::new(app), tls).await;
     });
     let closing = close_sessions(Arc::clone(&hub), scope.clone(), served.clone(), config.drain.deadline);
     scope.tracker().spawn(closing);
@@ -149,19 +209,63 @@ async fn start_on(
     Ok(hub)
 }
 
-async fn open_log(config: &Config) -> Result<(Arc<dyn Log>, String), StartError> {
+/// Who may do what, and with what tokens are verified, in words. Starts fetching an issuer's keys.
+fn open_access(config: &Config, scope: &Scope) -> Result<(Arc<Access>, Option<String>), InvalidKey> {
+    let auth = &config.auth;
+    if auth.has_no_key() {
+        return Ok((Arc::new(Access::open()), None));
+    }
+    if auth.jwt.has_weak_secret() {
+        tracing::warn!(
+            "the secret for tokens is short and can be guessed; openssl rand -hex 32 makes a good one"
+        );
+    }
+    let (keys, words) = match auth.jwt.keys()? {
+        None => (None, None),
+        Some(TokenKeys::Fixed(keys)) => {
+            let words = keys.algorithms().join(", ");
+            (Some(KeyStore::Fixed(RwLock::new(Arc::new(keys)))), Some(words))
+        }
+        Some(TokenKeys::Issuer(url)) => {
+            let words = format!("keys from {url}");
+            let issuer = Issuer::new(url, auth.jwt.algorithms.clone(), FETCH_INTERVAL_MIN)
+                .map_err(|reason| InvalidKey { key: "auth.jwt.jwks_url", reason })?;
+            let issuer = Arc::new(issuer);
+            scope.spawn_critical("issuer", Arc::clone(&issuer).run(scope.soft().clone()));
+            (Some(KeyStore::Issuer(issuer)), Some(words))
+        }
+    };
+    let tokens = keys.map(|keys| Tokens { keys, policy: auth.jwt.policy() });
+    let access = Access::guarded(auth.api_keys(), tokens, auth.anonymous_subscribe.clone());
+    Ok((Arc::new(access), words))
+}
+
+/// A store, by its ports.
+struct Opened {
+    log: Arc<dyn Log>,
+    control: Arc<dyn Control>,
+    words: String,
+}
+
+impl Opened {
+    fn new(store: Arc<impl Log + Control>, words: String) -> Self {
+        Self { log: Arc::clone(&store) as Arc<dyn Log>, control: store, words }
+    }
+}
+
+async fn open_log(config: &Config) -> Result<Opened, StartError> {
     let Some(options) = config.redis_options()? else {
         let dir = config.embedded.data_dir.clone();
         let words = format!("embedded log in {}", dir.display());
         let open = move || EmbeddedLog::open(&dir, EmbeddedOptions::default(), system_clock());
         let log = tokio::task::spawn_blocking(open).await.expect("opening the log does not panic")?;
-        return Ok((Arc::new(log), words));
+        return Ok(Opened::new(Arc::new(log), words));
     };
     let patience = Instant::now() + REDIS_PATIENCE;
     let mut told = false;
     loop {
         match RedisLog::open(&options).await {
-            Ok(log) => return Ok((Arc::new(log), format!("Redis, keys {}:*", options.prefix))),
+            Ok(log) => return Ok(Opened::new(Arc::new(log), format!("Redis, keys {}:*", options.prefix))),
             Err(LogError::Unavailable(error)) if Instant::now() < patience => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(error, "waiting for Redis");
@@ -197,15 +301,20 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         session: Arc::new(session),
         publish: config.publish.clone(),
         retention: config.retention_rules(),
-        connections_max: config.limits.connections_max(descriptors),
+        trusted_proxies: config.server.trusted_proxies.clone(),
         channels_per_connection: config.limits.channels_per_connection,
         allowed_origins: config.cors.allowed_origins.clone(),
-        loopback_only: !config.auth.open,
+        cookie: config.auth.cookie.clone(),
+        token_lifetime_ms: u64::try_from(config.auth.jwt.lifetime_max.as_millis()).unwrap_or(u64::MAX),
+        protect_metrics: config.auth.protect_metrics,
+        // Pages of others are kept out by the token once there is one.
+        loopback_only: config.auth.has_no_key() && !config.auth.open,
         log_name: if config.redis.url.is_some() { "redis" } else { "embedded" },
         listener: ListenerOptions {
             header_timeout: config.server.header_timeout,
             write_timeout: config.sse.write_timeout,
             detach: config.server.detach,
+            waiting_max: usize::try_from(descriptors / WAITING_SHARE).unwrap_or(usize::MAX).max(WAITING_MIN),
         },
     }
 }
@@ -266,11 +375,13 @@ mod tests {
             1_700_000_000_000
         });
         let log = Arc::new(EmbeddedLog::open(dir.path(), EmbeddedOptions::default(), clock).unwrap());
+        let store = Opened::new(log, String::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let sources = Sources::defaults(NodeId::generate("test", 1));
         let config = Config::load(&sources).unwrap();
         let lifecycle = Lifecycle::new();
-        start_on(log, listener, &config, 1_024, &lifecycle.scope()).await.unwrap();
+        let access = Arc::new(Access::open());
+        start_on(store, access, (listener, None), &config, 1_024, &lifecycle.scope()).await.unwrap();
         broken.store(true, Ordering::SeqCst);
         let (_signals, none) = mpsc::channel(1);
         let timing = Timing { delay: Duration::ZERO, deadline: Duration::from_secs(10) };

@@ -49,6 +49,11 @@ impl Channel {
         Self::parse_stored(name)
     }
 
+    /// A user's own channel.
+    pub fn of_user(user: &str) -> Result<Self, InvalidChannel> {
+        Self::parse_stored(&format!("$user:{user}"))
+    }
+
     /// Validates a name that the store holds; it may be a system channel's.
     pub fn parse_stored(name: &str) -> Result<Self, InvalidChannel> {
         if name.is_empty() {
@@ -67,6 +72,11 @@ impl Channel {
     /// The name as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is a user's or a connection's own channel.
+    pub fn is_system(&self) -> bool {
+        self.0.starts_with('$')
     }
 
     /// Which of `partitions` partitions holds this channel: CRC-16/XMODEM of the name, as Redis Cluster hashes keys.

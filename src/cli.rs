@@ -17,6 +17,7 @@ mod sse_reader;
 mod tail;
 #[cfg(test)]
 mod testing;
+mod token;
 
 use std::ffi::OsString;
 use std::io;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Tail(tail::TailArgs),
     /// List the channels that hold events
     Channels(channels::ChannelsArgs),
+    /// Make a token with the configured secret
+    Token(token::TokenArgs),
     /// Translate an event id: ULID, ms-seq, partition, time
     Id(id::IdArgs),
     /// Validate the configuration and print what is in effect, without secrets
@@ -177,6 +180,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Publish(arguments) => publish::run(arguments).await,
         Command::Tail(arguments) => tail::run(arguments).await,
         Command::Channels(arguments) => channels::run(arguments).await,
+        Command::Token(arguments) => token::run(arguments),
         Command::Id(arguments) => id::run(&arguments),
         Command::Check(arguments) => check::run(&arguments.load()?),
         Command::Migrate(arguments) => migrate::run(arguments).await,

@@ -19,6 +19,7 @@ pub mod retention;
 pub mod server;
 pub mod sse;
 pub mod telemetry;
+pub mod tls;
 mod value;
 
 use std::ffi::OsString;
@@ -60,6 +61,8 @@ pub struct Config {
     pub limits: limits::Limits,
     /// Which web pages of other origins may use the broker.
     pub cors: cors::Cors,
+    /// The certificate that clients are shown.
+    pub tls: tls::Tls,
     /// How the broker leaves.
     pub drain: drain::Drain,
     /// What the broker tells its operators.
@@ -230,6 +233,7 @@ impl Config {
         self.auth.check(&self.server)?;
         self.redis.check()?;
         self.redis_options()?;
+        self.tls.certificate()?;
         self.publish.check()?;
         self.fanout.check()
     }

@@ -32,6 +32,7 @@ use self::ring::Ring;
 pub use self::ring::RingLimits;
 pub use self::topic::Topic;
 use self::waking::Turns;
+use crate::auth::Caller;
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::fanout::frame::Frame;
@@ -282,6 +283,13 @@ impl Hub {
         if topic.wake() {
             self.turns.push(Arc::clone(topic));
         }
+    }
+
+    /// Tells the sessions of these callers to close; answers how many there were.
+    pub fn close_of(&self, is_meant: impl Fn(&Caller) -> bool, reason: ClosingReason) -> usize {
+        let sessions = self.sessions.lock();
+        let meant = sessions.open.iter().filter(|(_, mailbox)| is_meant(mailbox.caller()));
+        meant.map(|(_, mailbox)| mailbox.close(reason)).count()
     }
 
     fn hub(&self, partition: Partition) -> &PartitionHub {

@@ -1,9 +1,10 @@
 //! HTTP: the broker's outside. Nothing below this module knows axum or hyper.
 //!
-//! One request goes `listener` -> `connection` -> CORS -> `guard` -> a handler (`subscribe`, `publish`, `manage`) -> an answer,
-//! a [`problem::Problem`], or an event stream: a `stream` that hyper writes, or a socket that is taken back from it
-//! (`handover`) and written by the session itself (`detached`, `framing`).
+//! One request goes `listener` -> `connection` -> CORS -> `guard` -> `routes` -> `access` -> a handler (`subscribe`,
+//! `publish`, `manage`) -> an answer, a [`problem::Problem`], or an event stream: a `stream` that hyper writes, or a socket
+//! that is taken back from it (`handover`) and written by the session itself (`detached`, `framing`).
 
+mod access;
 mod connection;
 mod detached;
 mod framing;
@@ -12,50 +13,63 @@ mod handover;
 pub mod listener;
 mod manage;
 pub mod metrics;
+mod origin;
+mod peer;
 pub mod problem;
 mod publish;
 mod query;
+mod revocations;
+mod routes;
+mod secure;
 mod socket;
 mod stream;
 mod subscribe;
+mod tls;
 mod transport;
 mod unread;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use ipnet::IpNet;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+pub use self::access::Needs;
 use self::listener::ListenerOptions;
 use self::metrics::HttpMetrics;
 use self::problem::{Code, Problem};
 pub use self::publish::Bodies;
+pub use self::routes::Route;
+use self::routes::Routes;
+pub use self::tls::{Certificate, Tls};
+use crate::auth::Access;
 use crate::channel::Channel;
 use crate::config::cors::AllowedOrigins;
+use crate::control::Controller;
 use crate::fanout::Hub;
 use crate::lifecycle::Scope;
+use crate::limits::Limits;
 use crate::log::Log;
 use crate::log::retention::RetentionRules;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::session::SessionOptions;
-use crate::sse::ClosingReason;
 use crate::tailer::Pulse;
 
 /// How long a browser may remember the answer to a preflight.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
-const NO_SUCH_PATH: &str = "there are /events, /cursor, /channels, /channels/{channel}, /channels/{channel}/events, \
-     /healthz, /readyz and /metrics; try GET /events?channels=demo";
+const NO_SUCH_PATH: &str = "there are /events, /events/authenticated, /cursor, /channels, /channels/{channel}, \
+     /channels/{channel}/events,      /revocations, /healthz, /readyz and /metrics; try GET /events?channels=demo";
 
 /// What handlers share.
 pub struct App {
@@ -67,6 +81,12 @@ pub struct App {
     pub publisher: Publisher,
     /// Memory for the bodies of publishes.
     pub bodies: Bodies,
+    /// Knows whom a request comes from.
+    pub access: Arc<Access>,
+    /// What one caller may take.
+    pub limits: Arc<Limits>,
+    /// Reaches every node.
+    pub controller: Arc<Controller>,
     /// Signs of life of the tailers.
     pub pulses: Vec<Arc<Pulse>>,
     /// Tells when the node leaves.
@@ -87,12 +107,18 @@ pub struct AppOptions {
     pub publish: crate::config::publish::Publish,
     /// What channels keep.
     pub retention: RetentionRules,
-    /// Streams that the node carries.
-    pub connections_max: usize,
+    /// Who may say for whom they pass requests on.
+    pub trusted_proxies: Vec<IpNet>,
     /// Channels of one stream.
     pub channels_per_connection: usize,
     /// Pages of other origins.
     pub allowed_origins: AllowedOrigins,
+    /// The cookie that may carry a token.
+    pub cookie: String,
+    /// How long tokens count at most, in milliseconds, and how long revocations are kept.
+    pub token_lifetime_ms: u64,
+    /// Whether figures need an operator.
+    pub protect_metrics: bool,
     /// Serve only programs and pages of this machine.
     pub loopback_only: bool,
     /// What `readyz` calls the store.
@@ -102,38 +128,27 @@ pub struct AppOptions {
 }
 
 impl App {
-    /// Why no further stream is taken, if none is.
-    fn refusal(&self) -> Option<ClosingReason> {
-        if self.scope.soft().is_cancelled() {
-            return Some(ClosingReason::Unavailable);
-        }
-        (self.hub.sessions() >= self.options.connections_max).then_some(ClosingReason::Overloaded)
-    }
-
     fn tailers_are_stuck(&self) -> bool {
         self.pulses.iter().any(|pulse| pulse.is_stuck())
     }
 }
 
-/// Serves until the drain begins.
-pub async fn serve(listener: TcpListener, app: Arc<App>) {
+/// Serves until the drain begins; over TLS where there is a certificate.
+pub async fn serve(listener: TcpListener, app: Arc<App>, tls: Option<Arc<Tls>>) {
     let (options, scope, metrics) = (app.options.listener, app.scope.clone(), app.http_metrics.clone());
-    listener::serve(listener, router(app), options, scope, metrics).await;
+    listener::serve(listener, (router(app), tls), options, scope, metrics).await;
 }
 
-/// All routes.
+/// What there is, and what it asks of its caller.
+pub fn routes() -> Vec<Route> {
+    Routes::all().list
+}
+
+/// Everything that a broker answers.
 pub fn router(app: Arc<App>) -> Router {
     let allowed = Arc::new(app.options.allowed_origins.clone());
-    let router = Router::new()
-        .route("/events", get(subscribe::subscribe).post(publish::publish_many))
-        .route("/cursor", get(subscribe::cursor))
-        .route("/channels", get(manage::list))
-        .route("/channels/{channel}", get(manage::info).delete(manage::purge))
-        .route("/channels/{channel}/events", get(manage::history).post(publish::publish_to_channel))
-        .route("/channels/{channel}/adopt", post(manage::adopt))
-        .route("/healthz", get(manage::healthz))
-        .route("/readyz", get(manage::readyz))
-        .route("/metrics", get(metrics::metrics))
+    let router = Routes::all()
+        .router
         .fallback(|| async { Problem::new(Code::NotFound, NO_SUCH_PATH) })
         .layer(from_fn(explain_method));
     let (loopback_only, http_metrics) = (app.options.loopback_only, app.http_metrics.clone());
@@ -144,8 +159,8 @@ pub fn router(app: Arc<App>) -> Router {
         router
     };
     let count_refusals = from_fn_with_state(http_metrics, metrics::count_refusals);
-    let router = router.layer(from_fn(guard::limited_head)).layer(cors(&allowed)).layer(count_refusals);
-    router.layer(from_fn(unread::announce_close))
+    let router = router.layer(from_fn(guard::limited_head)).layer(map_response(secure::secure));
+    router.layer(cors(&allowed)).layer(count_refusals).layer(from_fn(unread::announce_close))
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.
@@ -182,6 +197,35 @@ fn cors(allowed: &AllowedOrigins) -> CorsLayer {
             layer.allow_origin(AllowOrigin::list(listed)).allow_credentials(true)
         }
     }
+}
+
+/// What an item may have, where anything is read.
+#[cfg(any(test, fuzzing))]
+pub(crate) const ANY_ITEM_BYTES_MAX: usize = 64;
+
+/// Reads a line as an item; answers its channel and the size of its data.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_item(line: &[u8], caller: &crate::auth::Caller) -> Option<(String, usize)> {
+    publish::read_any_item(line, caller, ANY_ITEM_BYTES_MAX)
+}
+
+/// Reads a query string.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_query(text: &str) {
+    let Ok(query) = query::Query::parse(Some(text)) else { return };
+    for name in ["channels", "channel", "filters", "metadata", "user", "order"] {
+        assert_eq!(query.all(name).next(), query.first(name));
+    }
+    if let Ok(Some(rewind)) = query.number("rewind", 0..=100) {
+        assert!(rewind <= 100);
+    }
+    let _ = query.switch("envelope");
+}
+
+/// Reads what proxies say.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any_forwarded(text: &str) {
+    peer::read_any(text);
 }
 
 /// The channel named by the path; `%2F` is a slash within the name.

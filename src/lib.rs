@@ -43,6 +43,10 @@ pub mod session;
 pub mod sse;
 pub mod tailer;
 
+pub mod auth;
+pub mod control;
+pub mod limits;
+
 pub mod http;
 
 pub mod backoff;
@@ -52,3 +56,6 @@ pub mod config;
 pub mod lifecycle;
 pub mod metrics;
 pub mod telemetry;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -1,48 +1,68 @@
 //! Patterns over channel names: an exact name, or a glob in which `*` matches any run of characters.
 //!
-//! Invariant: matching takes time linear in the name for one `*` and never more than quadratic.
+//! Invariants: matching takes time linear in the name for one `*` and never more than quadratic; what is put in
+//! for `{sub}` is literal, so a user cannot choose an id that matches more than itself; a system channel is only
+//! matched by a pattern that begins with `$` itself.
 
 use std::fmt;
 
+/// What stands for the id of the user whom a pattern is for.
+const SUBJECT: &str = "{sub}";
+
 /// A compiled pattern.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Pattern(Box<str>);
+pub struct Pattern {
+    text: Box<str>,
+    /// The literal pieces between the `*`; at least one.
+    pieces: Box<[Box<str>]>,
+}
 
 impl Pattern {
     /// Every text is a pattern.
     pub fn new(pattern: &str) -> Self {
-        Self(pattern.into())
+        Self { text: pattern.into(), pieces: pattern.split('*').map(Box::from).collect() }
+    }
+
+    /// The pattern with `{sub}` replaced by the id of a user. `None` when it needs one and there is none.
+    pub fn of_subject(pattern: &str, subject: Option<&str>) -> Option<Self> {
+        if !pattern.contains(SUBJECT) {
+            return Some(Self::new(pattern));
+        }
+        let subject = subject?;
+        let pieces = pattern.split('*').map(|piece| piece.replace(SUBJECT, subject).into()).collect();
+        Some(Self { text: pattern.into(), pieces })
     }
 
     /// The pattern as it was given.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether the whole `name` matches.
     pub fn matches(&self, name: &str) -> bool {
-        let Some((head, rest)) = self.0.split_once('*') else {
-            return *self.0 == *name;
-        };
-        let Some(mut name) = name.strip_prefix(head) else {
-            return false;
-        };
+        let Some((head, rest)) = self.pieces.split_first() else { return false };
+        let Some((tail, middle)) = rest.split_last() else { return **head == *name };
+        let Some(mut name) = name.strip_prefix(&**head) else { return false };
         // Leftmost matches of the middle pieces leave the most for the last piece.
-        let mut pieces = rest.split('*');
-        let tail = pieces.next_back().unwrap_or_default();
-        for piece in pieces {
-            match name.find(piece) {
+        for piece in middle {
+            match name.find(&**piece) {
                 Some(at) => name = &name[at + piece.len()..],
                 None => return false,
             }
         }
-        name.ends_with(tail)
+        name.ends_with(&**tail)
+    }
+
+    /// Whether the pattern gives a right to the channel `name`: like [`Pattern::matches`], but a system channel
+    /// has to be said.
+    pub fn grants(&self, name: &str) -> bool {
+        (!name.starts_with('$') || self.text.starts_with('$')) && self.matches(name)
     }
 }
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.text, f)
     }
 }
 
@@ -66,5 +86,30 @@ mod tests {
             let chars = |s: &str| s.chars().collect::<Vec<_>>();
             prop_assert_eq!(Pattern::new(&pattern).matches(&name), naive(&chars(&pattern), &chars(&name)));
         }
+
+        /// Seen to fail with the id put into the text before it is split at the stars.
+        #[test]
+        fn an_id_matches_itself_and_nothing_else(sub in "[ab*{}]{1,6}|\\{sub\\}", name in "[ab*{}]{0,8}") {
+            let own = Pattern::of_subject("{sub}", Some(&sub)).unwrap();
+            prop_assert_eq!(own.matches(&name), name == sub);
+            let below = Pattern::of_subject("user.{sub}.*", Some(&sub)).unwrap();
+            prop_assert_eq!(below.matches(&name), name.starts_with(&format!("user.{sub}.")));
+            let wanted = format!("user.{sub}.x");
+            prop_assert!(below.matches(&wanted));
+        }
+    }
+
+    #[test]
+    fn system_channels_have_to_be_said_and_without_an_id_nothing_is_granted() {
+        for (pattern, granted) in
+            [("*", false), ("$*", true), ("$user:*", true), ("*:1", false), ("$conn:*", false)]
+        {
+            assert_eq!(Pattern::new(pattern).grants("$user:1"), granted, "{pattern}");
+        }
+        assert!(Pattern::new("*").grants("orders"));
+        let claimed = Pattern::of_subject("{sub}*", Some("$user:")).unwrap();
+        assert!(!claimed.grants("$user:1"), "an id that looks like a system channel is none");
+        assert_eq!(Pattern::of_subject("user.{sub}", None), None);
+        assert!(Pattern::of_subject("news", None).is_some());
     }
 }

@@ -31,12 +31,14 @@ use tokio::time::Instant;
 
 use self::metrics::SessionMetrics;
 use self::opening::Opening;
+use crate::auth::{Caller, Revocations};
 use crate::backoff::Backoff;
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::fanout::pages::{Found, HeadRequest, Heads, ReplayPage, Wanted};
 use crate::fanout::{Filter, Hub, Joined, Mailbox, Pages};
 use crate::id::{Partition, StreamId};
+use crate::limits::StreamPermit;
 use crate::log::LogError;
 use crate::sse::{self, ClosingReason};
 
@@ -68,7 +70,6 @@ pub struct SessionOptions {
 }
 
 /// What a subscriber asked for.
-#[derive(Debug)]
 pub struct Subscription {
     /// Names the connection; contains the node's name.
     pub connection: Arc<str>,
@@ -80,8 +81,8 @@ pub struct Subscription {
     pub filter: Option<Arc<Filter>>,
     /// Every event as a `message` that names channel, type and time.
     pub envelope: bool,
-    /// Who subscribes.
-    pub user: Option<Arc<str>>,
+    /// Its place among the node's streams, given back when the session ends.
+    pub permit: Option<StreamPermit>,
 }
 
 /// The moment of a step. `jitter`, between 0 and 1, is random.
@@ -125,7 +126,6 @@ pub struct Session {
     mailbox: Arc<Mailbox>,
     registration: u32,
     connection: Arc<str>,
-    user: Option<Arc<str>>,
     filter: Option<Arc<Filter>>,
     envelope: bool,
     slots: SmallVec<[Slot; 1]>,
@@ -137,6 +137,8 @@ pub struct Session {
     owes_position: bool,
     quiet_since: Instant,
     ends_at: Option<Instant>,
+    /// Held, not used.
+    _permit: Option<StreamPermit>,
 }
 
 /// What advancing came to.
@@ -235,6 +237,24 @@ enum Due {
 }
 
 impl Session {
+    /// Opens a session of a caller who was identified a moment ago, and whose right may have ended since: it is
+    /// admitted first and looked at again after, while a revocation counts first and looks for sessions after.
+    pub fn open_for(
+        caller: &Caller,
+        revocations: &Revocations,
+        hub: &Arc<Hub>,
+        options: &Arc<SessionOptions>,
+        subscription: Subscription,
+        now: Now,
+    ) -> Self {
+        let mailbox = Arc::new(Mailbox::of(caller.clone()));
+        let session = Self::open(Arc::clone(hub), Arc::clone(options), subscription, mailbox, now);
+        if revocations.cover(caller, now.unix_ms) {
+            session.mailbox.close(ClosingReason::Revoked);
+        }
+        session
+    }
+
     /// Joins the topics. `mailbox` reaches the session from now on.
     pub fn open(
         hub: Arc<Hub>,
@@ -243,7 +263,7 @@ impl Session {
         mailbox: Arc<Mailbox>,
         now: Now,
     ) -> Self {
-        let Subscription { connection, channels, start, filter, envelope, user } = subscription;
+        let Subscription { connection, channels, start, filter, envelope, permit } = subscription;
         let registration = hub.admit(Arc::clone(&mailbox));
         // A topic first, the position after: what the topic does not hold lies before the position.
         let joined = channels.iter().map(|channel| hub.join(channel, &mailbox)).collect();
@@ -256,7 +276,6 @@ impl Session {
             mailbox,
             registration,
             connection,
-            user,
             filter,
             envelope,
             slots,
@@ -266,6 +285,7 @@ impl Session {
             owes_position: false,
             quiet_since: now.instant,
             ends_at,
+            _permit: permit,
         };
         session.phase = Phase::Opening(session.opening(&start));
         session
@@ -285,8 +305,7 @@ impl Session {
         if matches!(self.phase, Phase::Closed) {
             return Next::End;
         }
-        let expired = self.ends_at.is_some_and(|end| now.instant >= end).then_some(ClosingReason::Lifetime);
-        if let Some(reason) = self.mailbox.closing().or(expired) {
+        if let Some(reason) = self.closing(now) {
             batch.push(sse::encode_closing(reason, self.retry_hint(reason, now)));
             self.options.metrics.closings.of(reason).inc();
             self.phase = Phase::Closed;
@@ -308,6 +327,15 @@ impl Session {
             return Next::Again;
         }
         self.wait(advance.requests, now)
+    }
+
+    /// Why the session is to end, if it is. What lasts goes before what a client comes back from.
+    fn closing(&self, now: Now) -> Option<ClosingReason> {
+        let has_no_right = self.mailbox.caller().ends_at_ms().is_some_and(|end| now.unix_ms >= end);
+        let is_over = self.ends_at.is_some_and(|end| now.instant >= end);
+        (has_no_right.then_some(ClosingReason::TokenExpired))
+            .or_else(|| self.mailbox.closing())
+            .or(is_over.then_some(ClosingReason::Lifetime))
     }
 
     /// What the last [`Next::Read`] asked for, or why it cannot be had now.
@@ -408,8 +436,13 @@ impl Session {
     }
 
     fn wait(&mut self, requests: Vec<HeadRequest>, now: Now) -> Next {
-        let heartbeat_at = self.heartbeat_at();
-        let wake_at = self.ends_at.map_or(heartbeat_at, |end| end.min(heartbeat_at));
+        // A time that the clock cannot hold never comes.
+        let right_ends_at =
+            self.mailbox.caller().ends_at_ms().and_then(|end| {
+                now.instant.checked_add(Duration::from_millis(end.saturating_sub(now.unix_ms)))
+            });
+        let ends = [self.ends_at, right_ends_at];
+        let wake_at = ends.into_iter().flatten().fold(self.heartbeat_at(), Instant::min);
         if requests.is_empty() {
             return Next::Wait(wake_at);
         }

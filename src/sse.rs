@@ -155,18 +155,30 @@ pub enum ClosingReason {
     Overloaded,
     /// The node cannot serve streams yet or any more.
     Unavailable,
+    /// This address or user has, or asks too fast for, more than one may have.
+    RateLimited,
+    /// The token reached its end.
+    TokenExpired,
+    /// An administrator revoked the token.
+    Revoked,
 }
 
 label!(
     ClosingReason, "reason",
     Shutdown => "shutdown", Lifetime => "lifetime", Overloaded => "overloaded", Unavailable => "unavailable",
+    RateLimited => "rate_limited",
+    TokenExpired => "token_expired",
+    Revoked => "revoked",
 );
 
 impl ClosingReason {
     /// Whether the client is to come back.
     pub fn reconnect(self) -> bool {
         match self {
-            Self::Shutdown | Self::Lifetime | Self::Overloaded | Self::Unavailable => true,
+            Self::Shutdown | Self::Lifetime | Self::Overloaded | Self::Unavailable | Self::RateLimited => {
+                true
+            }
+            Self::TokenExpired | Self::Revoked => false,
         }
     }
 }

@@ -24,7 +24,12 @@ const DOMAIN: [&str; 7] = [
 ];
 
 /// A dependency, and the only path prefix below `src` whose files may name it.
-const OWNERS: [(&str, &str); 5] = [
+const OWNERS: [(&str, &str); 10] = [
+    ("aws_lc_rs", "src/auth"),
+    ("jsonwebtoken", "src/auth"),
+    ("governor", "src/limits"),
+    ("rustls", "src/http/tls"),
+    ("tokio_rustls", "src/http/tls"),
     ("fred", "src/log/redis"),
     ("fjall", "src/log/embedded"),
     ("axum", "src/http"),

@@ -100,7 +100,7 @@ impl Node {
             start: Ok(Start::Latest),
             filter: filter.and_then(|json| self.hub.filters.compile(json).expect("a filter")),
             envelope: false,
-            user: None,
+            permit: None,
         };
         let now = Now { instant: Instant::now(), unix_ms: 1_795_346_312_082, jitter: 0.5 };
         let mailbox = Arc::new(Mailbox::default());

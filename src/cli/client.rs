@@ -94,11 +94,8 @@ pub(super) fn base_url(text: &str) -> anyhow::Result<Url> {
         format!("--url {text:?} is not an address; expected one as in http://127.0.0.1:8080")
     })?;
     match url.scheme() {
-        "http" => Ok(url),
-        "https" => Err(anyhow!(
-            "--url {text:?}: this release speaks HTTP without TLS only; use http:// over a trusted network or a local TLS proxy"
-        )),
-        _ => Err(anyhow!("--url {text:?}: expected an address that starts with http://")),
+        "http" | "https" => Ok(url),
+        _ => Err(anyhow!("--url {text:?}: expected an address that starts with http:// or https://")),
     }
 }
 
@@ -187,7 +184,6 @@ mod tests {
     #[test]
     fn addresses_that_this_release_cannot_reach_are_refused_in_words() {
         for (url, words) in [
-            ("https://h", "without TLS"),
             ("ftp://h", "starts with http://"),
             ("127.0.0.1:8080", "as in http://"),
             ("localhost:8080", "starts with http://"),

@@ -5,13 +5,13 @@
 use std::io::Write;
 
 use anyhow::{Context, anyhow};
-use headwater::broker::{self, Broker, StartError};
+use headwater::broker::{self, Broker, Reloader, StartError};
 use headwater::config::{Config, limits};
 use headwater::lifecycle::{Lifecycle, Scope, Timing};
 use headwater::log::LogError;
 use headwater::log::embedded::OpenError;
 use headwater::telemetry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -34,9 +34,14 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
     let timing = Timing { delay: config.drain.delay, deadline: config.drain.deadline };
     let mut forwarding = JoinSet::new();
     let mut signals = forward_signals(&mut forwarding).map_err(Failure::internal)?;
+    // Taken from now on: a closed terminal sends it, too, and it must not end the broker.
+    let hangups =
+        signal(SignalKind::hangup()).context("cannot listen for signals").map_err(Failure::internal)?;
     let lifecycle = Lifecycle::new();
     tokio::select! {
-        started = start_broker(config, descriptors, lifecycle.scope()) => started?,
+        started = start_broker(config, descriptors, lifecycle.scope()) => {
+            forwarding.spawn(reload_on(hangups, started?));
+        }
         Some(()) = signals.recv() => {
             info!("told to leave before the broker had started");
             return Ok(());
@@ -48,7 +53,7 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
 }
 
 /// Starts the broker and tells how to try it.
-async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<(), Failure> {
+async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<Reloader, Failure> {
     let broker = broker::start(&config, descriptors, &scope).await.map_err(|error| match error {
         StartError::Log(LogError::Damaged(_)) | StartError::Embedded(OpenError::Damaged { .. }) => {
             Failure::internal(error)
@@ -67,36 +72,56 @@ async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<
     );
     // A closed standard output is no reason not to serve.
     let _ = greet(&config, &broker);
-    Ok(())
+    Ok(broker.reloader)
+}
+
+/// SIGHUP means that files have changed.
+async fn reload_on(mut hangups: Signal, reloader: Reloader) {
+    while hangups.recv().await.is_some() {
+        info!("SIGHUP: keys and certificates are read again");
+        reloader.reload();
+    }
 }
 
 fn greet(config: &Config, broker: &Broker) -> std::io::Result<()> {
-    let url = format!("http://{}", broker.address);
+    let scheme = if config.tls.cert_file.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", broker.address);
     let mut out = std::io::stdout().lock();
     writeln!(out, "Headwater {} serves on {url} ({})", env!("CARGO_PKG_VERSION"), broker.log)?;
-    if config.server.is_loopback() {
-        writeln!(
-            out,
-            "Open to every program on this machine, and to none of another: no key is configured."
-        )?;
-    } else {
-        writeln!(
-            out,
-            "OPEN TO EVERYBODY WHO REACHES {}: no key is configured and auth.open is set.",
-            broker.address
-        )?;
-    }
-    writeln!(out, "\nTry it, in two terminals:\n  curl -N '{url}/events?channels=demo'")?;
+    writeln!(out, "{}", who_may_do_what(config, broker))?;
+    let credential = if config.auth.has_no_key() { "" } else { " -H \"Authorization: Bearer $TOKEN\"" };
+    writeln!(out, "\nTry it, in two terminals:\n  curl -N '{url}/events?channels=demo'{credential}")?;
     writeln!(
         out,
-        "  curl {url}/channels/demo/events -H 'Content-Type: application/json' -d '{{\"data\":\"hello\"}}'"
+        "  curl {url}/channels/demo/events{credential} -H 'Content-Type: application/json' -d '{{\"data\":\"hello\"}}'"
     )?;
     writeln!(out, "Look: {url}/channels  {url}/channels/demo/events  {url}/readyz  {url}/metrics")?;
     out.flush()
 }
 
-/// SIGTERM and SIGINT as messages, for as long as `tasks` lives. SIGHUP, which a closed terminal sends, ends
-/// nothing.
+/// What is open to whom, in one line.
+fn who_may_do_what(config: &Config, broker: &Broker) -> String {
+    let auth = &config.auth;
+    if !auth.has_no_key() {
+        let mut keys: Vec<String> =
+            broker.token_keys.iter().map(|keys| format!("a token ({keys})")).collect();
+        if !auth.keys.is_empty() {
+            keys.push(format!("one of {} API key(s)", auth.keys.len()));
+        }
+        let without = match &auth.anonymous_subscribe[..] {
+            [] => "nothing is open without".to_owned(),
+            patterns => format!("without, only subscribing to {}", patterns.join(", ")),
+        };
+        return format!("Needs {}; {without}.", keys.join(" or "));
+    }
+    if config.server.is_loopback() {
+        return "Open to every program on this machine, and to none of another: no key is configured."
+            .to_owned();
+    }
+    format!("OPEN TO EVERYBODY WHO REACHES {}: no key is configured and auth.open is set.", broker.address)
+}
+
+/// SIGTERM and SIGINT as messages, for as long as `tasks` lives.
 fn forward_signals(tasks: &mut JoinSet<()>) -> anyhow::Result<mpsc::Receiver<()>> {
     let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
@@ -109,11 +134,5 @@ fn forward_signals(tasks: &mut JoinSet<()>) -> anyhow::Result<mpsc::Receiver<()>
             }
         });
     }
-    let mut hangups = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    tasks.spawn(async move {
-        while hangups.recv().await.is_some() {
-            info!("SIGHUP: there is nothing to reload");
-        }
-    });
     Ok(receiver)
 }

@@ -32,6 +32,11 @@ impl AllowedOrigins {
             Self::Listed(origins) => origins.iter().any(|listed| *listed.0 == *origin),
         }
     }
+
+    /// Whether this very origin was listed; `"*"` lists none.
+    pub fn lists(&self, origin: &str) -> bool {
+        matches!(self, Self::Listed(_)) && self.allows(origin)
+    }
 }
 
 /// Scheme, host, and the port unless it is the scheme's own.

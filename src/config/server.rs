@@ -1,10 +1,11 @@
 //! `[server]`: where the broker listens and what it is called.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::value;
 
@@ -29,6 +30,9 @@ pub struct Server {
     pub header_timeout: Duration,
     /// Event streams over HTTP/1 without TLS are written to their sockets without the HTTP library.
     pub detach: bool,
+    /// Networks whose hosts may say for whom they pass requests on.
+    #[serde(default, deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Server {
@@ -108,6 +112,18 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::E
             )
         })
     })
+}
+
+/// Networks, or single addresses.
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let parse = |text: &String| {
+        let net = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        net.ok_or_else(|| {
+            de::Error::custom(format!("{text:?} is no network, as in \"10.0.0.0/8\" or \"2001:db8::/32\""))
+        })
+    };
+    texts.iter().map(parse).collect()
 }
 
 fn node_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {

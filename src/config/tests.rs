@@ -77,8 +77,15 @@ fn the_defaults_are_what_the_contract_says() {
     assert_eq!((publish.batch_bytes_max, publish.idempotency_window), (4_194_304, Duration::from_secs(600)));
     let fanout = &config.fanout;
     assert_eq!((fanout.ring_events, fanout.ring_bytes, fanout.memory_bytes_max), (1_024, 1 << 20, 1 << 28));
-    assert!(!config.auth.open);
-    assert_eq!((config.limits.connections_max, config.limits.channels_per_connection), (None, 100));
+    let auth = &config.auth;
+    assert!(!auth.open && auth.has_no_key() && !auth.protect_metrics && auth.anonymous_subscribe.is_empty());
+    assert_eq!(auth.cookie, "headwater_token");
+    assert_eq!((auth.jwt.leeway, auth.jwt.lifetime_max), (Duration::ZERO, Duration::from_secs(24 * 3_600)));
+    let limits = &config.limits;
+    assert_eq!((limits.connections_max, limits.channels_per_connection), (None, 100));
+    assert_eq!((limits.connections_per_ip, limits.connections_per_user), (None, None));
+    assert_eq!((limits.connect_rate, limits.publish_rate), (None, None));
+    assert!(config.server.trusted_proxies.is_empty());
     assert_eq!(config.cors.allowed_origins, cors::AllowedOrigins::Listed(vec![]));
     assert_eq!((config.drain.delay, config.drain.deadline), (Duration::ZERO, Duration::from_secs(10)));
     assert_eq!(config.telemetry.log_format, telemetry::LogFormat::Text);
@@ -122,7 +129,7 @@ fn an_unknown_key_names_itself_its_source_and_the_key_that_was_meant() {
             "unknown key retention.rules.0.max_lenght; did you mean retention.rules.0.max_length?",
         ),
         ("[server]\nfrobnicate = 1", "unknown key server.frobnicate"),
-        ("[tls]\ncert_file = 'x'", "unknown key tls"),
+        ("[tlss]\ncert_file = 'x'", "unknown key tlss; did you mean tls?"),
         ("[origins]\nx = 1", "unknown key origins"),
     ];
     for (text, expected) in cases {
@@ -254,6 +261,8 @@ const REFUSED_VALUES: &[(&str, &str)] = &[
         "[embedded]\ndata_dir = ''",
         "embedded.data_dir: is empty; name a directory, \".\" for the one you are in",
     ),
+    ("[limits]\nconnect_rate = '10'", "limits.connect_rate: \"10\" is no rate, as in \"100/s\""),
+    ("[server]\ntrusted_proxies = ['proxy']", "server.trusted_proxies: \"proxy\" is no network"),
     ("[limits]\nconnections_max = 0", "limits.connections_max: must lie between 1 and 100000000, not 0"),
     (
         "[cors]\nallowed_origins = ['https://a/']",
@@ -264,6 +273,40 @@ const REFUSED_VALUES: &[(&str, &str)] = &[
         "cors.allowed_origins: \"*\" allows every origin and must stand alone",
     ),
     ("[cors]\nallowed_origins = '*'", "cors.allowed_origins: expected a list"),
+    (
+        "[auth]\nopen = true\n[auth.jwt]\nsecret = 'x'",
+        "auth.open: a key is configured, so the broker is not open",
+    ),
+    (
+        "[auth]\nanonymous_subscribe = ['*']",
+        "auth.anonymous_subscribe: without a key everybody may do everything",
+    ),
+    ("[auth]\ncookie = 'a b'", "auth.cookie: \"a b\" is no name of a cookie"),
+    ("[[auth.keys]]\nname = 'a'\nsha256 = 'the key'", "auth.keys.0.sha256: expected the SHA-256 of the key"),
+    ("[[auth.keys]]\nname = 'a'", "auth.keys.0: the key sha256 is missing"),
+    ("[auth.jwt]\nsecret = ''", "auth.jwt.secret: the secret is empty"),
+    (
+        "[auth.jwt]\nsecret = '-----BEGIN PUBLIC KEY-----'",
+        "auth.jwt.secret: this is a key in PEM and no secret",
+    ),
+    ("[auth.jwt]\nsecret = 'x'\njwks_file = 'y'", "auth.jwt.jwks_file: auth.jwt.secret is set too; keep one"),
+    (
+        "[auth.jwt]\nsecret = 'x'\nalgorithms = ['RS256']",
+        "auth.jwt.secret: the key is a secret: auth.jwt.algorithms may name HS256, HS384, HS512",
+    ),
+    ("[auth.jwt]\nsecret = 'x'\nalgorithms = ['none']", "auth.jwt.algorithms: \"none\" is none of HS256,"),
+    (
+        "[auth.jwt]\nissuer = 'https://issuer.example'",
+        "auth.jwt.issuer: nothing says with which key tokens are verified",
+    ),
+    ("[auth.jwt]\npublic_key_file = '/nonexistent'", "auth.jwt.public_key_file: cannot read /nonexistent"),
+    (
+        "[auth.jwt]\njwks_url = 'http://issuer.example/keys'",
+        "auth.jwt.jwks_url: \"http://issuer.example/keys\": keys are fetched over https",
+    ),
+    ("[auth.jwt]\nleeway = '2h'", "auth.jwt.leeway: must lie between 0s and 1h"),
+    ("[tls]\nkey_file = 'x'", "tls.key_file: tls.cert_file is missing beside it"),
+    ("[tls]\ncert_file = '/nonexistent'\nkey_file = 'x'", "tls.cert_file: cannot read /nonexistent"),
     ("[telemetry]\nlog_filter = 'verbose'", "telemetry.log_filter: \"verbose\" is no log filter"),
     ("[telemetry]\nlog_format = 'xml'", "telemetry.log_format: expected \"text\" or \"json\", found \"xml\""),
     ("server = 1", "server: expected"),
@@ -308,6 +351,9 @@ fn secrets_are_never_printed() {
         in_file("[redis]\nurl = 'redis://app:s3cret@127.0.0.1'"),
         in_file("[redis]\npassword = 's3cret'"),
         in_file(&format!("[redis]\npassword_file = {password_file:?}")),
+        in_file("[auth.jwt]\nsecret = 's3cret'"),
+        given().variable("HEADWATER_AUTH__JWT__SECRET", "s3cret"),
+        in_file(&format!("[auth.jwt]\nsecret_file = {password_file:?}")),
     ];
     for given in accepted {
         let config = given.load();
@@ -320,6 +366,9 @@ fn secrets_are_never_printed() {
         "[redis]\nurl = 's3cret'",
         "[redis]\nurl = 'redis://s3cret/@h'",
         "[redis]\nurl = 'redis://u:s3cret@h'\npassword = 's3cret'",
+        "[auth.jwt]\nsecret = ['s3cret']",
+        "[auth.jwt]\nsecret = 's3cret'\nsecret_file = 'x'",
+        "[[auth.keys]]\nname = 'a'\nsha256 = 's3cret'",
     ];
     for text in refused {
         let refusal = in_file(text).refusal();
@@ -372,6 +421,29 @@ fn an_open_broker_is_reachable_from_elsewhere_only_on_purpose() {
     }
 }
 
+/// Where nobody else can connect a short secret is pleasant, elsewhere it is a hole.
+#[test]
+fn a_secret_that_can_be_guessed_is_refused_where_others_can_try() {
+    let weak = |listen| in_file("[auth.jwt]\nsecret = 'guess me'").flag("--listen", "server.listen", listen);
+    assert!(weak("127.0.0.1:0").load().auth.jwt.has_weak_secret());
+    let refusal = weak("0.0.0.0:0").refusal();
+    assert!(refusal.contains("auth.jwt.secret: fewer than 32 bytes"), "{refusal}");
+    let strong = in_file("[auth.jwt]\nsecret = '0123456789abcdef0123456789abcdef'");
+    assert!(!strong.flag("--listen", "server.listen", "0.0.0.0:0").load().auth.jwt.has_weak_secret());
+}
+
+#[test]
+fn issuer_and_audience_are_a_text_or_a_list() {
+    let jwt = |text: &str| in_file(&format!("[auth.jwt]\nsecret = 'x'\n{text}")).load().auth.jwt;
+    assert_eq!(jwt("audience = 'a'").audience, ["a"]);
+    assert_eq!(jwt("audience = ['a', 'b']\nissuer = ['c']").policy().audiences, ["a", "b"]);
+    let given =
+        given().variable("HEADWATER_AUTH__JWT__SECRET", "1234").variable("HEADWATER_AUTH__JWT__ISSUER", "i");
+    let jwt = given.load().auth.jwt;
+    assert_eq!(jwt.signing_secret().unwrap().unwrap(), b"1234");
+    assert_eq!(jwt.issuer, ["i"]);
+}
+
 #[test]
 fn retention_rules_inherit_what_they_leave_out() {
     let config = in_file(
@@ -399,6 +471,11 @@ fn what_is_printed_can_be_read_again_and_means_the_same() {
     let given = in_file(
         "[sse]\nretry = '1500ms'\nheartbeat = 'comment'\nlifetime_max = '90m'\n\
          [retention]\nmax_age = 'none'\n\
+         [limits]\nconnect_rate = '600/m'\npublish_rate = '5/s'\n\
+         [server]\ntrusted_proxies = ['10.0.0.0/8', '192.0.2.1']\n\
+         [auth]\nprotect_metrics = true\n[[auth.keys]]\nname = 'k'\npublish = ['a']\n\
+         sha256 = '9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08'\n\
+         [auth.jwt]\njwks_url = 'https://h/k'\nalgorithms = ['RS256']\naudience = 'a'\n\
          [[retention.rules]]\npattern = 'a\\u007F\"é'\nmax_length = 'none'\n"
             .replace("\\u007F", "x")
             .as_str(),
@@ -414,13 +491,20 @@ fn what_is_printed_can_be_read_again_and_means_the_same() {
     assert_eq!(again.retention_rules(), given.load().retention_rules());
 }
 
-/// The keys of each section, as the types know them.
+/// The keys of each section, and of sections within it, as the types know them.
 fn known_keys() -> BTreeSet<String> {
     let config = serde_json::to_value(given().load()).unwrap();
+    let mut sections: Vec<(String, serde_json::Value)> =
+        config.as_object().unwrap().iter().map(|(name, keys)| (name.clone(), keys.clone())).collect();
     let mut keys = BTreeSet::new();
-    for (section, values) in config.as_object().unwrap() {
-        for key in values.as_object().unwrap().keys() {
-            keys.insert(format!("{section}.{key}"));
+    while let Some((section, values)) = sections.pop() {
+        for (key, value) in values.as_object().unwrap() {
+            let path = format!("{section}.{key}");
+            if value.is_object() {
+                sections.push((path, value.clone()));
+            } else {
+                keys.insert(path);
+            }
         }
     }
     keys
@@ -434,14 +518,14 @@ fn the_default_file_documents_every_key_and_no_other() {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name;
         }
-        if line == "# [[retention.rules]]" {
-            documented.insert("retention.rules".to_owned());
-            section = "the example of a rule";
+        if let Some(list) = line.strip_prefix("# [[").and_then(|rest| rest.strip_suffix("]]")) {
+            documented.insert(list.to_owned());
+            section = "the example of an entry";
         }
         let line = line.strip_prefix("# ").unwrap_or(line);
         if let Some((key, _)) = line.split_once(" = ")
             && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
-            && section != "the example of a rule"
+            && section != "the example of an entry"
         {
             documented.insert(format!("{section}.{key}"));
         }

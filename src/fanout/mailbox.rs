@@ -1,4 +1,4 @@
-//! Mailboxes: how the rest of the node reaches a session: a waker and orders to end.
+//! Mailboxes: how the rest of the node reaches a session: whose it is, a waker and orders to end.
 //!
 //! Invariant: an order is seen by the next poll after [`Mailbox::close`] or [`Mailbox::cut`] returns; the first
 //! reason to close stays.
@@ -8,11 +8,12 @@ use std::task::Waker;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
+use crate::auth::Caller;
 use crate::sse::ClosingReason;
 
 /// One session's.
-#[derive(Default)]
 pub struct Mailbox {
+    caller: Caller,
     waker: AtomicWaker,
     orders: Mutex<Orders>,
 }
@@ -23,7 +24,24 @@ struct Orders {
     cut: bool,
 }
 
+/// Of a session that anybody may have.
+impl Default for Mailbox {
+    fn default() -> Self {
+        Self::of(Caller::anybody(None))
+    }
+}
+
 impl Mailbox {
+    /// For a session of this caller's.
+    pub fn of(caller: Caller) -> Self {
+        Self { caller, waker: AtomicWaker::new(), orders: Mutex::default() }
+    }
+
+    /// Whose session it is.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Who is woken from now on. Register first, then look at what changed.
     pub fn register(&self, waker: &Waker) {
         self.waker.register(waker);

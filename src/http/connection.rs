@@ -13,15 +13,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
@@ -34,7 +34,9 @@ use tower::ServiceExt;
 use super::detached::Detached;
 use super::handover::{self, Desk, Parked};
 use super::listener::ListenerOptions;
+use super::peer::Introduced;
 use super::socket;
+use super::tls::{self, Tls};
 use super::transport::Transport;
 use crate::lifecycle::Scope;
 
@@ -51,7 +53,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// What a connection is served with.
 pub(super) struct Connection {
-    pub(super) router: Router,
+    pub(super) router: Introduced,
+    pub(super) tls: Option<Arc<Tls>>,
     pub(super) options: ListenerOptions,
     pub(super) scope: Scope,
     /// Waits for every connection, detached ones too.
@@ -60,32 +63,68 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Serves a socket to its end, or until it is an event stream's.
-    pub(super) async fn serve(self, mut stream: TcpStream) {
-        let Self { router, options, scope, tracker } = self;
-        socket::prepare(&stream, options.write_timeout);
+    pub(super) async fn serve(mut self, stream: TcpStream) {
+        socket::prepare(&stream, self.options.write_timeout);
+        match self.tls.take() {
+            Some(tls) => self.serve_tls(stream, &tls).await,
+            None => self.serve_plain(stream).await,
+        }
+    }
+
+    async fn serve_plain(self, mut stream: TcpStream) {
+        let Self { router, options, scope, tracker, .. } = self;
         let sniffed = timeout(options.header_timeout, sniff(&mut stream));
         let Some(Ok(Ok(begin))) = scope.soft().run_until_cancelled(sniffed).await else { return };
         let is_http2 = begin == PREFACE;
         let desk = Arc::new(Desk::default());
         let transport = Transport::new(stream, begin, options.write_timeout, Arc::clone(&desk));
         if is_http2 {
-            let activity = Arc::new(Activity::new());
-            let connection =
-                http2_builder().serve_connection(transport, observed(router, Arc::clone(&activity)));
-            tokio::select! {
-                () = drive(connection, &scope) => {}
-                () = activity.given_up(options) => tracing::debug!("an HTTP/2 connection is idle or not read"),
-            }
+            serve_http2(transport, router, options, &scope).await;
         } else if let Some((stream, parked)) = serve_http1(transport, router, options, desk, &scope).await {
             tracker.spawn(Detached::new(stream, parked));
         }
+    }
+
+    /// Serves what TLS protects; the handshake has as long as a head.
+    async fn serve_tls(self, stream: TcpStream, tls: &Tls) {
+        let Self { router, options, scope, .. } = self;
+        let transport = Transport::new(stream, Vec::new(), options.write_timeout, Arc::default());
+        let handshake = timeout(options.header_timeout, tls.acceptor.accept(TokioIo::new(transport)));
+        let stream = match scope.soft().run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => stream,
+            Some(Ok(Err(error))) => return tracing::debug!(%error, "a TLS handshake failed"),
+            Some(Err(_)) | None => return,
+        };
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
+        let stream = TokioIo::new(stream);
+        if is_http2 {
+            serve_http2(stream, router, options, &scope).await;
+        } else {
+            let service = TowerToHyperService::new(router);
+            drive(http1_builder(options).serve_connection(stream, service), &scope).await;
+        }
+    }
+}
+
+/// Serves requests until the connection ends, is idle for too long, or has a stream that is not read.
+async fn serve_http2(
+    io: impl Read + Write + Send + Unpin + 'static,
+    router: Introduced,
+    options: ListenerOptions,
+    scope: &Scope,
+) {
+    let activity = Arc::new(Activity::new());
+    let connection = http2_builder().serve_connection(io, observed(router, Arc::clone(&activity)));
+    tokio::select! {
+        () = drive(connection, scope) => {}
+        () = activity.given_up(options) => tracing::debug!("an HTTP/2 connection is idle or not read"),
     }
 }
 
 /// Serves requests until the connection ends, or becomes an event stream's.
 async fn serve_http1(
     transport: Transport,
-    router: Router,
+    router: Introduced,
     options: ListenerOptions,
     desk: Arc<Desk>,
     scope: &Scope,
@@ -252,7 +291,7 @@ impl Drop for Stream {
 
 /// The router, with every stream noted in `activity`.
 fn observed(
-    router: Router,
+    router: Introduced,
     activity: Arc<Activity>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,

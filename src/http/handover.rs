@@ -14,7 +14,6 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header};
@@ -23,6 +22,7 @@ use parking_lot::Mutex;
 use tower::ServiceExt;
 
 use super::framing::Framing;
+use super::peer::Introduced;
 use crate::clock;
 use crate::session::Session;
 
@@ -85,7 +85,7 @@ impl<T> Desk<T> {
 
 /// Answers a request, unless the answer is an event stream that the connection serves itself.
 pub(super) async fn answer(
-    router: Router,
+    router: Introduced,
     mut request: Request<Incoming>,
     desk: Arc<Desk>,
 ) -> Result<Response<Body>, Infallible> {

@@ -4,6 +4,7 @@
 //! cuts what is left. Neighbour: `connection.rs` serves one socket.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,10 +13,16 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::metrics::HttpMetrics;
+use super::peer::Introduced;
+use super::tls::Tls;
+use super::waiting::Waiting;
 use crate::lifecycle::Scope;
 
 /// A pause after an accept that failed for want of a resource, most often file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a connection that makes room needs to close.
+const DISMISS_PAUSE: Duration = Duration::from_millis(1);
 
 /// How connections are treated.
 #[derive(Clone, Copy, Debug)]
@@ -26,18 +33,20 @@ pub struct ListenerOptions {
     pub write_timeout: Duration,
     /// Whether event streams over HTTP/1 take their socket back from hyper.
     pub detach: bool,
+    /// Connections that have not sent a whole head yet.
+    pub waiting_max: usize,
 }
 
 /// Accepts until the drain begins, and returns when the last connection has ended.
 pub(super) async fn serve(
     listener: TcpListener,
-    router: Router,
+    (router, tls): (Router, Option<Arc<Tls>>),
     options: ListenerOptions,
     scope: Scope,
     metrics: HttpMetrics,
 ) {
     let connections = &metrics.connections;
-    accept(&listener, &router, options, &scope, &metrics).await;
+    accept(&listener, (&router, tls.as_ref()), options, &scope, &metrics).await;
     // From here on nobody can connect, rather than wait for an answer that does not come.
     drop(listener);
     connections.close();
@@ -46,27 +55,35 @@ pub(super) async fn serve(
 
 async fn accept(
     listener: &TcpListener,
-    router: &Router,
+    (router, tls): (&Router, Option<&Arc<Tls>>),
     options: ListenerOptions,
     scope: &Scope,
     metrics: &HttpMetrics,
 ) {
     let connections = &metrics.connections;
     let mut exhausted = false;
+    let waiting = Waiting::new(options.waiting_max);
     while let Some(accepted) = scope.soft().run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((socket, _)) => {
+            Ok((socket, address)) => {
                 if std::mem::take(&mut exhausted) {
                     tracing::info!("connections are accepted again");
                 }
                 metrics.accepted.inc();
+                let seat = Arc::new(waiting.take());
                 let connection = Connection {
-                    router: router.clone(),
+                    router: Introduced::new(router.clone(), address.ip(), Arc::clone(&seat)),
+                    tls: tls.cloned(),
                     options,
                     scope: scope.clone(),
                     tracker: connections.clone(),
                 };
-                connections.spawn(connection.serve(socket));
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = connection.serve(socket) => {}
+                        () = seat.dismissed() => tracing::debug!("a connection without a request made room"),
+                    }
+                });
             }
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection was not accepted");
@@ -75,7 +92,8 @@ async fn accept(
                 if !std::mem::replace(&mut exhausted, true) {
                     tracing::warn!(%error, connections = connections.len(), "connections cannot be accepted");
                 }
-                sleep(ACCEPT_PAUSE).await;
+                let makes_room = waiting.dismiss_oldest();
+                sleep(if makes_room { DISMISS_PAUSE } else { ACCEPT_PAUSE }).await;
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::future::ready;
@@ -11,9 +12,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::access::may_subscribe;
 use super::problem::{Code, Problem};
 use super::query::Query;
 use super::{App, ChannelPath, json_response};
+use crate::auth::Caller;
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::id::{EventId, Partition, StreamId};
@@ -32,9 +35,11 @@ const INSPECTED_AT_ONCE: usize = 16;
 /// `GET /channels/{channel}/events`.
 pub(super) async fn history(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     ChannelPath(channel): ChannelPath,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
+    may_subscribe(&caller, &channel)?;
     let partition = channel.partition(app.hub.partitions());
     let query = Query::parse(query.as_deref())?;
     let ascending = match query.single("order")? {
@@ -102,9 +107,10 @@ fn position(app: &App, query: &Query, name: &str, partition: Partition) -> Resul
     Ok(Some(id.stream_id()))
 }
 
-/// `GET /channels`.
+/// `GET /channels`: those that the caller may see.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let query = Query::parse(query.as_deref())?;
@@ -117,12 +123,13 @@ pub(super) async fn list(
             limit: limit as usize,
         })
         .await?;
-    let public: Vec<Channel> = list.channels.into_iter().filter(|c| !c.as_str().starts_with('$')).collect();
+    let is_shown = |channel: &Channel| !channel.is_system() && caller.may_subscribe(channel);
+    let shown: Vec<Channel> = list.channels.into_iter().filter(is_shown).collect();
     let inspect_one = |channel: Channel| {
         let app = Arc::clone(&app);
         async move { inspect(&app, &channel).await }
     };
-    let inspected = stream::iter(public).map(inspect_one).buffered(INSPECTED_AT_ONCE);
+    let inspected = stream::iter(shown).map(inspect_one).buffered(INSPECTED_AT_ONCE);
     // A channel may expire while it is listed.
     let channels: Vec<Value> = inspected.try_filter_map(|found| ready(Ok(found))).try_collect().await?;
     Ok(json_response(StatusCode::OK, &json!({"channels": channels, "next": list.next})))
@@ -131,8 +138,10 @@ pub(super) async fn list(
 /// `GET /channels/{channel}`.
 pub(super) async fn info(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     ChannelPath(channel): ChannelPath,
 ) -> Result<Response, Problem> {
+    may_subscribe(&caller, &channel)?;
     match inspect(&app, &channel).await? {
         Some(info) => Ok(json_response(StatusCode::OK, &info)),
         None => Err(Problem::new(

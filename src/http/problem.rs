@@ -14,6 +14,7 @@ use super::metrics;
 use crate::channel::InvalidChannel;
 use crate::event::InvalidType;
 use crate::fanout::filter::InvalidFilter;
+use crate::limits::Refused;
 use crate::log::{LogError, Outcome, Refusal};
 use crate::publish::PublishError;
 
@@ -56,8 +57,13 @@ codes! {
     InvalidBody "invalid_body" BAD_REQUEST "The body is not what the call takes",
     InvalidIdempotency "invalid_idempotency_key" BAD_REQUEST "The idempotency key or its window is not valid",
     TooManyChannels "too_many_channels" BAD_REQUEST "More channels than one connection may have",
+    TokenRequired "token_required" UNAUTHORIZED "A token is needed",
+    TokenInvalid "token_invalid" UNAUTHORIZED "The token is not valid here",
+    TokenExpired "token_expired" UNAUTHORIZED "The token has expired",
+    TokenRevoked "token_revoked" UNAUTHORIZED "The token was revoked",
+    Forbidden "forbidden" FORBIDDEN "The token does not allow this",
     ForbiddenHost "forbidden_host" FORBIDDEN "An open broker answers to loopback names only",
-    ForbiddenOrigin "forbidden_origin" FORBIDDEN "An open broker serves pages of loopback or listed origins only",
+    ForbiddenOrigin "forbidden_origin" FORBIDDEN "Pages of this origin may not do this",
     NotFound "not_found" NOT_FOUND "There is nothing at this path",
     ChannelNotFound "channel_not_found" NOT_FOUND "The channel holds no events",
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The path does not take this method",
@@ -67,10 +73,25 @@ codes! {
     DataTooLarge "data_too_large" PAYLOAD_TOO_LARGE "The data of an event is too large",
     BatchTooLarge "batch_too_large" PAYLOAD_TOO_LARGE "A batch has too many events or bytes",
     HeadTooLarge "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The head of the request is too large",
+    RateLimited "rate_limited" TOO_MANY_REQUESTS "More than one caller may have, or may do in this time",
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The call does not take this content type",
     Overloaded "overloaded" SERVICE_UNAVAILABLE "The node has more to do than it takes on",
-    Unavailable "unavailable" SERVICE_UNAVAILABLE "The log cannot be reached or does not take events now",
+    Unavailable "unavailable" SERVICE_UNAVAILABLE "Something that is needed cannot be reached now",
     Damaged "damaged" INTERNAL_SERVER_ERROR "The log holds something that contradicts its layout",
+}
+
+impl Code {
+    /// What `WWW-Authenticate` says (RFC 6750, section 3): no error where nothing was presented.
+    fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::TokenRequired => Some("Bearer realm=\"headwater\""),
+            Self::TokenInvalid | Self::TokenExpired | Self::TokenRevoked => {
+                Some("Bearer realm=\"headwater\", error=\"invalid_token\"")
+            }
+            Self::Forbidden => Some("Bearer realm=\"headwater\", error=\"insufficient_scope\""),
+            _ => None,
+        }
+    }
 }
 
 /// An error on its way out.
@@ -124,12 +145,20 @@ impl IntoResponse for Problem {
         let mut response = (status, format!("{}\n", Value::Object(body))).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(challenge) = self.code.challenge() {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         if let Some(after) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         metrics::mark(&mut response, self.code);
         response
     }
+}
+
+/// Rounded up, at least one.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0 || duration.is_zero())
 }
 
 impl From<InvalidChannel> for Problem {
@@ -173,6 +202,21 @@ impl From<Refusal> for Problem {
             Refusal::WrongType(..) => Code::ChannelBlocked,
         };
         Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let (code, retry_after) = match refused {
+            Refused::Full => (Code::Overloaded, Some(Duration::from_secs(2))),
+            Refused::Limited { retry_after, .. } => (Code::RateLimited, Some(retry_after)),
+            Refused::TooMany(..) => (Code::BatchTooLarge, None),
+        };
+        let problem = Self::new(code, refused.to_string());
+        match retry_after {
+            Some(after) => problem.retry_after(after),
+            None => problem,
+        }
     }
 }
 

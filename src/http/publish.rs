@@ -9,9 +9,11 @@ mod ndjson;
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -19,10 +21,13 @@ use serde_json::{Value, json};
 pub use self::body::Bodies;
 use self::body::single_bytes_max;
 use self::item::{Limits, SingleBody, raw_item};
+use super::access::may_publish;
 use super::problem::{Code, Problem};
 use super::query::Query;
 use super::{App, ChannelPath, json_response};
+use crate::auth::Caller;
 use crate::channel::Channel;
+use crate::limits::Source;
 use crate::log::{AppendItem, Outcome};
 use crate::publish::{PublishError, Published};
 
@@ -37,22 +42,25 @@ enum Media {
 /// `POST /channels/{channel}/events`.
 pub(super) async fn publish_to_channel(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Extension(source): Extension<Source>,
     ChannelPath(channel): ChannelPath,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let limits = Limits::of(&app);
+    may_publish(&caller, &channel)?;
+    let limits = Limits::of(&app, &caller);
     let key = idempotency_header(&headers)?;
     let publish = &app.options.publish;
     // What is held is given back when the event is published.
     let (item, _held) = match media(&headers)? {
         Media::Json => {
-            let (body, held) = app.bodies.read(body, single_bytes_max(publish), Code::DataTooLarge).await?;
+            let (body, held) = app.bodies.read(body, single_bytes_max(publish), body::EVENT).await?;
             (SingleBody::parse(&body)?.into_item(channel, key, &limits)?, held)
         }
         Media::Raw => {
-            let (body, held) = app.bodies.read(body, publish.event_bytes_max, Code::DataTooLarge).await?;
+            let (body, held) = app.bodies.read(body, publish.event_bytes_max, body::EVENT).await?;
             let query = Query::parse(query.as_deref())?;
             (raw_item(channel, &body, query.single("event")?, key, &limits)?, held)
         }
@@ -61,6 +69,7 @@ pub(super) async fn publish_to_channel(
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
+    app.limits.publish(caller.account().as_deref(), source, 1)?;
     let channel = item.channel.clone();
     let published = app.publisher.publish(vec![item]).await?;
     let status = if published[0].duplicate { StatusCode::OK } else { StatusCode::CREATED };
@@ -70,6 +79,8 @@ pub(super) async fn publish_to_channel(
 /// `POST /events`.
 pub(super) async fn publish_many(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Extension(source): Extension<Source>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -79,8 +90,8 @@ pub(super) async fn publish_many(
         return Err(Problem::new(Code::InvalidIdempotency, detail));
     }
     match media(&headers)? {
-        Media::Ndjson => ndjson::publish_stream(&app, body).await,
-        Media::Json => publish_array(&app, body).await,
+        Media::Ndjson => ndjson::publish_stream(&app, &caller, source, body).await,
+        Media::Json => publish_array(&app, &caller, source, body).await,
         Media::Raw => {
             let detail = "POST /events takes application/json or application/x-ndjson; raw data goes to POST /channels/{channel}/events";
             Err(Problem::new(Code::UnsupportedMediaType, detail))
@@ -88,11 +99,11 @@ pub(super) async fn publish_many(
     }
 }
 
-async fn publish_array(app: &App, body: Body) -> Result<Response, Problem> {
-    let (body, _held) =
-        app.bodies.read(body, app.options.publish.batch_bytes_max, Code::BatchTooLarge).await?;
-    let items = parse_array(app, &body)?;
+async fn publish_array(app: &App, caller: &Caller, source: Source, body: Body) -> Result<Response, Problem> {
+    let (body, _held) = app.bodies.read(body, app.options.publish.batch_bytes_max, body::ARRAY).await?;
+    let items = parse_array(app, caller, &body)?;
     drop(body);
+    app.limits.publish(caller.account().as_deref(), source, items.len())?;
     let channels: Vec<Channel> = items.iter().map(|item| item.channel.clone()).collect();
     let published = publish_items(app, items).await.map_err(Failed::into_problem)?;
     let results: Vec<Value> = channels.iter().zip(&published).map(|(c, p)| receipt(c, *p)).collect();
@@ -103,8 +114,8 @@ async fn publish_array(app: &App, body: Body) -> Result<Response, Problem> {
 }
 
 /// Reads an array of items, or one item.
-fn parse_array(app: &App, body: &[u8]) -> Result<Vec<AppendItem>, Problem> {
-    let limits = Limits::of(app);
+fn parse_array(app: &App, caller: &Caller, body: &[u8]) -> Result<Vec<AppendItem>, Problem> {
+    let limits = Limits::of(app, caller);
     let text = utf8(body)?;
     if !text.trim_start().starts_with('[') {
         return Ok(vec![item::parse_item(text, &limits)?]);
@@ -210,6 +221,31 @@ fn media(headers: &HeaderMap) -> Result<Media, Problem> {
             "{other:?} is not taken: send application/json, text/plain or application/x-ndjson"
         )),
     }
+}
+
+/// The body of a call that takes one JSON document.
+pub(super) async fn read_json(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    bytes_max: usize,
+) -> Result<Bytes, Problem> {
+    if media(headers)? != Media::Json {
+        return Err(Problem::new(Code::UnsupportedMediaType, "this call takes application/json"));
+    }
+    Ok(app.bodies.read(body, bytes_max, body::DOCUMENT).await?.0)
+}
+
+/// Reads a line as an item; answers its channel and the size of its data.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any_item(line: &[u8], caller: &Caller, bytes_max: usize) -> Option<(String, usize)> {
+    let retention = crate::log::retention::RetentionRules::new(
+        Vec::new(),
+        crate::log::Retention { max_length: None, max_age: None },
+    );
+    let limits = Limits::any(caller, &retention, bytes_max);
+    let item = item::parse_item(utf8(line).ok()?, &limits).ok()?;
+    Some((item.channel.as_str().to_owned(), item.draft.data.bytes().len()))
 }
 
 fn utf8(body: &[u8]) -> Result<&str, Problem> {

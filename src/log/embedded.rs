@@ -21,6 +21,7 @@
 
 mod channel_state;
 mod codec;
+mod control;
 mod directory;
 mod due;
 mod feed;
@@ -126,6 +127,8 @@ struct Shared {
     feed: Feed,
     /// `None` once the log is closed, and for a moment while the database is opened anew.
     store: RwLock<Option<Arc<Store>>>,
+    /// Held while the file of revocations is read or written.
+    revocations: Mutex<()>,
 }
 
 impl Shared {
@@ -151,7 +154,8 @@ impl EmbeddedLog {
             Feed::new(tail.last, tail, Vec::new(), options.feed_refs_max)
         };
         let store = RwLock::new(Some(Arc::new(store)));
-        let shared = Arc::new(Shared { directory, options, clock, feed, store });
+        let shared =
+            Arc::new(Shared { directory, options, clock, feed, store, revocations: Mutex::default() });
         let (queue, commands) = sync_channel((QUEUE_KIB / COMMAND_KIB_MIN) as usize);
         let writer = Writer::new(Arc::clone(&shared), state);
         let writer_ended = CancellationToken::new();

@@ -9,6 +9,7 @@
 mod append;
 mod checks;
 mod connection;
+mod control;
 mod entry;
 mod feed;
 mod functions;

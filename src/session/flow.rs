@@ -39,7 +39,7 @@ impl Session {
     fn write(&self, slot: usize, sub: usize, frame: &Arc<Frame>, batch: &mut Batch) {
         let channel = self.subs[sub].joined.topic.channel();
         // Filters are for channels; what is addressed to the user or the connection always arrives.
-        let filter = self.filter.as_ref().filter(|_| !channel.as_str().starts_with('$'));
+        let filter = self.filter.as_ref().filter(|_| !channel.is_system());
         if frame.skips(&self.connection) || filter.is_some_and(|filter| !frame.passes(filter)) {
             return;
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{Batch, Due, Now, Phase, Session, Slot, Sub};
+use crate::channel::Channel;
 use crate::cursor::{InvalidCursor, Start};
 use crate::fanout::pages::{HeadRequest, Wanted};
 use crate::fanout::{Hub, Joined};
@@ -157,10 +158,12 @@ impl Session {
 
     fn connected(&self, now: Now) -> bytes::Bytes {
         let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let channels: Vec<&str> = self.subs.iter().map(|sub| sub.joined.topic.channel().as_str()).collect();
+        let channels = self.subs.iter().map(|sub| sub.joined.topic.channel());
+        // The user's own channel was not asked for by its name.
+        let channels: Vec<&str> = channels.filter(|c| !c.is_system()).map(Channel::as_str).collect();
         let connected = Connected {
             connection_id: &self.connection,
-            user_id: self.user.as_deref(),
+            user_id: self.mailbox.caller().user().map(|user| &**user),
             node: &self.options.node,
             channels: &channels,
             heartbeat_ms: millis(self.options.heartbeat_interval),

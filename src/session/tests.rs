@@ -5,6 +5,7 @@
 
 mod losses;
 mod model;
+mod rights;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,7 +121,7 @@ impl Node {
             start,
             filter: None,
             envelope: false,
-            user: None,
+            permit: None,
         };
         let session = Session::open(
             Arc::clone(&self.hub),

@@ -9,6 +9,10 @@
 mod support;
 
 #[cfg(test)]
+mod access;
+#[cfg(test)]
+mod access_matrix;
+#[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod bodies;
@@ -33,6 +37,8 @@ mod detached;
 #[cfg(test)]
 mod earthquakes;
 #[cfg(test)]
+mod flood;
+#[cfg(test)]
 mod functions;
 #[cfg(test)]
 mod half_open;
@@ -48,6 +54,8 @@ mod idle;
 mod injection;
 #[cfg(test)]
 mod layout;
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod management;
 #[cfg(test)]
@@ -65,8 +73,12 @@ mod redis_view;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]
+mod revocations;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod soak;
+#[cfg(test)]
+mod tls;

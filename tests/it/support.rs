@@ -20,6 +20,7 @@ pub(crate) mod reverse_proxy;
 pub(crate) mod scene;
 pub(crate) mod sse;
 pub(crate) mod sse_parser;
+pub(crate) mod tokens;
 pub(crate) mod until;
 
 use rand::SeedableRng;

@@ -34,6 +34,13 @@ const BODY_OVERHEAD_BYTES: usize = 64 * 1024;
 /// For a body that is published as a whole; an NDJSON stream may take its time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a body that is too large is refused with, and why it is too large.
+pub(super) type TooLarge = (Code, &'static str);
+pub(super) const EVENT: TooLarge =
+    (Code::DataTooLarge, "which data within publish.event_bytes_max never needs");
+pub(super) const ARRAY: TooLarge = (Code::BatchTooLarge, "publish.batch_bytes_max");
+pub(super) const DOCUMENT: TooLarge = (Code::BatchTooLarge, "which this call never needs");
+
 /// Memory for the bodies of a node. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Bodies {
@@ -73,26 +80,27 @@ impl Bodies {
         &self,
         body: Body,
         bytes_max: usize,
-        code: Code,
+        too_large: TooLarge,
     ) -> Result<(Bytes, Held), Problem> {
-        let Ok(read) = timeout(BODY_TIMEOUT, self.read_whole(body, bytes_max, code)).await else {
+        let Ok(read) = timeout(BODY_TIMEOUT, self.read_whole(body, bytes_max, too_large)).await else {
             let detail = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
             return Err(Problem::new(Code::RequestTimeout, detail));
         };
         read
     }
 
-    async fn read_whole(&self, body: Body, bytes_max: usize, code: Code) -> Result<(Bytes, Held), Problem> {
+    async fn read_whole(
+        &self,
+        body: Body,
+        bytes_max: usize,
+        (code, because): TooLarge,
+    ) -> Result<(Bytes, Held), Problem> {
         let (mut frames, mut whole, mut held) = (body.into_data_stream(), BytesMut::new(), self.hold());
         while let Some(frame) = frames.next().await {
             let frame = frame
                 .map_err(|error| Problem::new(Code::InvalidBody, format!("the body ended early: {error}")))?;
             if whole.len() + frame.len() > bytes_max {
-                let key = match code {
-                    Code::BatchTooLarge => "publish.batch_bytes_max",
-                    _ => "which data within publish.event_bytes_max never needs",
-                };
-                return Err(Problem::new(code, format!("the body exceeds {bytes_max} bytes, {key}")));
+                return Err(Problem::new(code, format!("the body exceeds {bytes_max} bytes, {because}")));
             }
             held.resize(whole.len() + frame.len())?;
             whole.extend_from_slice(&frame);

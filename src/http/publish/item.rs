@@ -1,4 +1,4 @@
-//! Items: what a publisher sends for one event, validated into what the log takes.
+//! Items: what a publisher sends for one event, validated into what the log takes, and may be sent by them.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,8 +7,10 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::super::App;
+use super::super::access::may_publish;
 use super::super::problem::{Code, Problem};
 use super::utf8;
+use crate::auth::Caller;
 use crate::channel::Channel;
 use crate::event::{Data, Draft, EventType};
 use crate::log::retention::RetentionRules;
@@ -21,14 +23,21 @@ const EXCLUDE_BYTES_MAX: usize = 128;
 
 /// What items are validated against.
 pub(super) struct Limits<'a> {
+    caller: &'a Caller,
     event_bytes_max: usize,
     window_default: Duration,
     retention: &'a RetentionRules,
 }
 
 impl<'a> Limits<'a> {
-    pub(super) fn of(app: &'a App) -> Self {
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn any(caller: &'a Caller, retention: &'a RetentionRules, event_bytes_max: usize) -> Self {
+        Self { caller, event_bytes_max, window_default: WINDOW_MAX, retention }
+    }
+
+    pub(super) fn of(app: &'a App, caller: &'a Caller) -> Self {
         Self {
+            caller,
             event_bytes_max: app.options.publish.event_bytes_max,
             window_default: app.options.publish.idempotency_window,
             retention: &app.options.retention,
@@ -119,6 +128,7 @@ impl<'a> SingleBody<'a> {
 pub(super) fn parse_item(json: &str, limits: &Limits<'_>) -> Result<AppendItem, Problem> {
     let item: BatchItem<'_> = parse_object(json)?;
     let channel = Channel::parse(&item.channel)?;
+    may_publish(limits.caller, &channel)?;
     let single = SingleBody {
         event: item.event,
         data: item.data,

@@ -15,12 +15,16 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::{App, json_response};
 use super::body::{Held, single_bytes_max};
 use super::item::{Limits, parse_item};
 use super::{Code, Failed, Problem, publish_items, utf8};
+use crate::auth::Caller;
+use crate::clock;
 use crate::id::EventId;
+use crate::limits::{Refused, Source};
 use crate::log::AppendItem;
 use crate::publish::Published;
 
@@ -28,8 +32,13 @@ use crate::publish::Published;
 const CHUNK_BYTES: usize = 512 * 1024;
 
 /// `POST /events` with `application/x-ndjson`.
-pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Response, Problem> {
-    let mut publishing = Publishing::new(app);
+pub(super) async fn publish_stream(
+    app: &Arc<App>,
+    caller: &Caller,
+    source: Source,
+    body: Body,
+) -> Result<Response, Problem> {
+    let mut publishing = Publishing::new(app, caller, source);
     let mut lines = Lines::new(body, single_bytes_max(&app.options.publish));
     loop {
         while let Some(line) = lines.next_buffered() {
@@ -59,6 +68,10 @@ pub(super) async fn publish_stream(app: &Arc<App>, body: Body) -> Result<Respons
 /// What has been published of a stream, what the log works on, and what waits.
 struct Publishing<'a> {
     app: &'a App,
+    caller: &'a Caller,
+    source: Source,
+    /// Of one chunk: no more than may be published at once.
+    events_max: usize,
     limits: Limits<'a>,
     waiting: Vec<AppendItem>,
     waiting_bytes: usize,
@@ -78,10 +91,14 @@ struct UnderWay<'a> {
 }
 
 impl<'a> Publishing<'a> {
-    fn new(app: &'a App) -> Self {
+    fn new(app: &'a App, caller: &'a Caller, source: Source) -> Self {
+        let burst = app.limits.publish_burst().map_or(usize::MAX, |burst| burst as usize);
         Self {
             app,
-            limits: Limits::of(app),
+            caller,
+            source,
+            events_max: app.options.publish.batch_events_max.min(burst),
+            limits: Limits::of(app, caller),
             waiting: Vec::new(),
             waiting_bytes: 0,
             held: app.bodies.hold(),
@@ -106,7 +123,7 @@ impl<'a> Publishing<'a> {
         }
         self.waiting_bytes += item.draft.data.bytes().len();
         self.waiting.push(item);
-        let full = self.waiting.len() >= self.app.options.publish.batch_events_max;
+        let full = self.waiting.len() >= self.events_max;
         if full || self.waiting_bytes >= CHUNK_BYTES { self.flush().await } else { Ok(()) }
     }
 
@@ -133,6 +150,13 @@ impl<'a> Publishing<'a> {
         self.settle().await?;
         if self.waiting.is_empty() {
             return Ok(());
+        }
+        self.pace().await;
+        // A stream may outlast the right to it.
+        if let Err(ended) = self.app.access.still_valid(self.caller, clock::unix_ms()) {
+            let problem = Problem::from(ended).with("line", self.first_waiting_line);
+            self.waiting.clear();
+            return Err(problem.with("published", self.published));
         }
         let bytes = std::mem::take(&mut self.waiting_bytes);
         let items = std::mem::take(&mut self.waiting);
@@ -173,6 +197,16 @@ impl<'a> Publishing<'a> {
                 let failed = Failed { error, published }.into_problem();
                 Err(failed.with("published", published).with("line", first_line))
             }
+        }
+    }
+
+    /// Waits as long as the publisher is too fast; meanwhile its socket is not read.
+    async fn pace(&mut self) {
+        let account = self.caller.account();
+        while let Err(Refused::Limited { retry_after, .. }) =
+            self.app.limits.publish(account.as_deref(), self.source, self.waiting.len())
+        {
+            sleep(retry_after).await;
         }
     }
 

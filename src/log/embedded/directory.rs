@@ -4,6 +4,7 @@
 //! lock      held for as long as the log is open
 //! layout    "headwater embedded log, layout 1"
 //! db/       the database
+//! revocations  tokens that were ended before their time, see `control.rs`
 //! ```
 //!
 //! Invariant: nothing is written to a directory that another process holds, that holds something else, or
@@ -113,6 +114,11 @@ impl Directory {
         self.path.join("db")
     }
 
+    /// Replaces a file of this name: when this returns, it is on disk, whole.
+    pub(super) fn write_whole(&self, name: &str, text: &str) -> io::Result<()> {
+        write_whole(&self.path, name, text)
+    }
+
     /// Whether the disk takes and keeps a megabyte now.
     pub(super) fn probe(&self) -> io::Result<()> {
         let path = self.path.join("probe");
@@ -163,13 +169,17 @@ fn check_layout(path: &Path, text: &str) -> Result<(), OpenError> {
     }
 }
 
-/// The file appears whole or not at all.
 fn write_layout(path: &Path) -> io::Result<()> {
-    let new = path.join("layout.new");
+    write_whole(path, "layout", &format!("{LAYOUT_TEXT}{LAYOUT}\n"))
+}
+
+/// The file appears whole or not at all.
+fn write_whole(path: &Path, name: &str, text: &str) -> io::Result<()> {
+    let new = path.join(format!("{name}.new"));
     let mut file = File::create(&new)?;
-    file.write_all(format!("{LAYOUT_TEXT}{LAYOUT}\n").as_bytes())?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&new, path.join("layout"))?;
+    fs::rename(&new, path.join(name))?;
     sync_directory(path)
 }
 

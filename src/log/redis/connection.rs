@@ -1,8 +1,8 @@
 //! Connections to Redis and what their errors mean.
 //!
 //! Each kind of work has connections of its own, because the driver sends the commands of one connection in
-//! order and a blocking one holds up all behind it: appends, one blocking follower per partition, the
-//! tailers' reads, and a pool for everybody's history. Invariant: a command is attempted once and fails at
+//! order and a blocking one holds up all behind it: appends, one blocking follower per partition and one for
+//! control, the tailers' reads, and a pool for everybody's history. Invariant: a command is attempted once and fails at
 //! once while the connection is down, so that nothing queues up unseen and no append runs twice.
 
 use std::fmt;
@@ -80,6 +80,7 @@ pub(super) struct Connections {
     append: Client,
     news: Client,
     followers: Vec<Follower>,
+    control: Client,
     reads: Pool,
 }
 
@@ -105,6 +106,7 @@ impl Connections {
                 .map(|_| builder.build().map(Follower::new))
                 .collect::<Result<_, _>>()
                 .map_err(error)?,
+            control: builder.build().map_err(error)?,
             reads: builder.build_pool(pool_size).map_err(error)?,
         };
         connections.reads.init().await.map_err(error)?;
@@ -126,6 +128,11 @@ impl Connections {
         &self.followers[usize::from(partition.0)]
     }
 
+    /// Waits for news that concern every node.
+    pub(super) fn control(&self) -> &Client {
+        &self.control
+    }
+
     /// A connection for history, another one each time.
     pub(super) fn read(&self) -> &Client {
         self.reads.next()
@@ -142,7 +149,9 @@ impl Connections {
     }
 
     fn single(&self) -> impl Iterator<Item = &Client> {
-        [&self.append, &self.news].into_iter().chain(self.followers.iter().map(Follower::client))
+        [&self.append, &self.news, &self.control]
+            .into_iter()
+            .chain(self.followers.iter().map(Follower::client))
     }
 
     pub(super) async fn close(&self) {

@@ -26,6 +26,16 @@ impl Keys {
         format!("{{{}:meta}}:lock", self.prefix)
     }
 
+    /// Stream: news for every node.
+    pub(super) fn control(&self) -> String {
+        format!("{}:ctl", self.prefix)
+    }
+
+    /// Sorted set: revocations by their end.
+    pub(super) fn revocations(&self) -> String {
+        format!("{}:revocations", self.prefix)
+    }
+
     /// Stream: the partition's feed.
     pub(super) fn feed(&self, partition: Partition) -> String {
         format!("{}:{{{partition}}}:feed", self.prefix)
@@ -60,5 +70,6 @@ mod tests {
         assert_eq!(keys.state(Partition(0)), "hw:{0}:state");
         assert_eq!(keys.retention(Partition(0)), "hw:{0}:retention");
         assert_eq!(keys.meta(), "hw:meta");
+        assert_eq!((keys.control(), keys.revocations()), ("hw:ctl".to_owned(), "hw:revocations".to_owned()));
     }
 }

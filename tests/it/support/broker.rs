@@ -70,6 +70,8 @@ pub(crate) struct Builder {
     settings: Vec<(String, String)>,
     /// System calls to write down.
     traced: Option<&'static str>,
+    /// The authority of its certificate, in PEM.
+    authority: Option<String>,
 }
 
 impl Builder {
@@ -94,6 +96,12 @@ impl Builder {
         self
     }
 
+    /// Is to be reached over TLS; its certificate is this authority's.
+    pub(crate) fn over_tls(mut self, authority: &str) -> Self {
+        self.authority = Some(authority.into());
+        self
+    }
+
     /// Writes down these system calls, see [`Broker::traced_calls`]. Restarts are not traced.
     pub(crate) fn traced(mut self, calls: &'static str) -> Self {
         self.traced = Some(calls);
@@ -107,7 +115,13 @@ impl Builder {
         let program = self.traced.map_or_else(|| command(&[]), |calls| traced_command(calls, dir.path()));
         let process = Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, 0);
         let addr = process.address().await;
-        let http = Http::new(addr);
+        let http = match &self.authority {
+            Some(authority) => Http::over_tls(addr, authority),
+            None => Http::new(addr),
+        };
+        let is_protected = self.settings.iter().any(|(name, _)| name.contains("PROTECT_METRICS"));
+        // Looking is done without TLS, and without a token.
+        let can_look = self.authority.is_none() && !is_protected;
         let (redis, settings) = (self.redis, self.settings);
         let mut broker = Broker {
             addr,
@@ -121,7 +135,7 @@ impl Builder {
             leaves: AtomicBool::new(false),
         };
         broker.ready().await;
-        broker.start = Some(broker.metrics());
+        broker.start = can_look.then(|| broker.metrics());
         broker
     }
 }
@@ -151,12 +165,19 @@ impl Broker {
             Store::Embedded => None,
             Store::Redis => Some(Arc::new(Redis::start().await)),
         };
-        Builder { redis, redis_url: None, settings: Vec::new(), traced: None }.streams(streams)
+        let builder = Builder { redis, redis_url: None, settings: Vec::new(), traced: None, authority: None };
+        builder.streams(streams)
     }
 
     /// A broker on a Redis that the test started.
     pub(crate) fn on_redis(redis: &Arc<Redis>) -> Builder {
-        Builder { redis: Some(redis.clone()), redis_url: None, settings: Vec::new(), traced: None }
+        Builder {
+            redis: Some(redis.clone()),
+            redis_url: None,
+            settings: Vec::new(),
+            traced: None,
+            authority: None,
+        }
     }
 
     /// [`Broker::on`], started.
@@ -188,6 +209,16 @@ impl Broker {
     pub(crate) fn traced_calls(&self) -> usize {
         let trace = std::fs::read_to_string(self.dir.path().join(TRACE)).expect("the broker is traced");
         trace.lines().filter(|line| line.trim_end().ends_with("= 0")).count()
+    }
+
+    /// Everything that it printed so far.
+    pub(crate) fn output(&self) -> String {
+        self.process.output.lock().join("\n")
+    }
+
+    /// Asks it to read its files again.
+    pub(crate) fn sighup(&self) {
+        kill_process(self.process.pid(), Signal::HUP).expect("the broker takes signals");
     }
 
     /// Ends it without any warning.
@@ -382,7 +413,8 @@ impl Drop for Process {
 }
 
 fn printed_address(line: &str) -> Option<SocketAddr> {
-    let (_, rest) = line.strip_prefix("stdout: ")?.split_once("http://127.0.0.1:")?;
+    let line = line.strip_prefix("stdout: ")?;
+    let (_, rest) = line.split_once("http://127.0.0.1:").or_else(|| line.split_once("https://127.0.0.1:"))?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     Some(SocketAddr::from((Ipv4Addr::LOCALHOST, digits.parse().ok()?)))
 }
@@ -422,6 +454,7 @@ fn traced_command(calls: &str, dir: &std::path::Path) -> Command {
 fn the_printed_address_is_found_on_standard_output_only() {
     let addr = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4711)));
     assert_eq!(printed_address("stdout: Headwater listens on http://127.0.0.1:4711/"), addr);
+    assert_eq!(printed_address("stdout: Headwater listens on https://127.0.0.1:4711"), addr);
     assert_eq!(printed_address("stderr: Headwater listens on http://127.0.0.1:4711/"), None);
     assert_eq!(printed_address("stdout: http://127.0.0.1:"), None);
 }

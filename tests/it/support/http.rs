@@ -15,6 +15,8 @@ use super::until::{DEADLINE, Wait};
 pub(crate) struct Http {
     client: Client,
     base: String,
+    /// Sent with every request.
+    token: Option<String>,
 }
 
 /// A response that was read to its end.
@@ -83,7 +85,19 @@ impl Http {
     /// A client of the broker at `addr`; no proxy of the environment is used.
     pub(crate) fn new(addr: SocketAddr) -> Self {
         let client = Client::builder().no_proxy().timeout(DEADLINE).connect_timeout(Duration::from_secs(5));
-        Self { client: client.build().expect("an HTTP client"), base: format!("http://{addr}") }
+        Self { client: client.build().expect("an HTTP client"), base: format!("http://{addr}"), token: None }
+    }
+
+    /// A client of a broker that shows a certificate of this authority, in PEM.
+    pub(crate) fn over_tls(addr: SocketAddr, authority: &str) -> Self {
+        let authority = reqwest::Certificate::from_pem(authority.as_bytes()).expect("a certificate in PEM");
+        let client = Client::builder().no_proxy().timeout(DEADLINE).tls_certs_only([authority]);
+        Self { client: client.build().expect("an HTTP client"), base: format!("https://{addr}"), token: None }
+    }
+
+    /// The same client with this token.
+    pub(crate) fn bearing(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
     /// Sends a request; the broker not answering fails the test.
@@ -109,6 +123,9 @@ impl Http {
         let mut request = self.client.request(method, format!("{}{path}", self.base)).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
         }
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

@@ -45,6 +45,17 @@ impl Subscribe {
         Self { path: "/events", query, headers, version: "HTTP/1.1", receive_buffer: None, cut_at: None }
     }
 
+    /// `GET /events/authenticated` instead, with this token.
+    pub(crate) fn for_user(mut self, token: &str) -> Self {
+        self.path = "/events/authenticated";
+        self.bearing(token)
+    }
+
+    /// With this token.
+    pub(crate) fn bearing(self, token: &str) -> Self {
+        self.header("Authorization", &format!("Bearer {token}"))
+    }
+
     /// Adds a query parameter, escaped.
     pub(crate) fn query(mut self, name: &str, value: &str) -> Self {
         self.query.push((name.into(), value.into()));

@@ -1,0 +1,5 @@
+//! Feeds filters and the data that they judge to the broker: see `src/fuzzing.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| headwater::fuzzing::filter(bytes));

@@ -1,0 +1,5 @@
+//! Feeds tokens and their headers to the broker: see `src/fuzzing.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| headwater::fuzzing::token(bytes));

@@ -1,0 +1,118 @@
+//! Revocations: tokens that an administrator ended before their time.
+//!
+//! Invariant: from [`Revocations::put`] on, no token that matches is found valid until the revocation's own end.
+//! Neighbours: `control.rs` keeps them in the store and carries them to every node; whoever opens a session
+//! admits it first and looks here after, while a revocation is put here first and then looks for sessions.
+
+use std::collections::HashMap;
+
+use parking_lot::RwLock;
+
+use super::caller::Caller;
+
+/// Most revocations in force at a time, about 100 bytes each on every node.
+pub const REVOCATIONS_MAX: usize = 100_000;
+/// Longest `jti` or `sub` in bytes.
+pub const TARGET_BYTES_MAX: usize = 256;
+
+/// Which tokens are meant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The token with this `jti`.
+    Token(Box<str>),
+    /// All with this `sub`, those that are still to be issued too.
+    Subject(Box<str>),
+}
+
+/// What ends a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Which tokens.
+    pub target: Target,
+    /// When it may be forgotten, in milliseconds since the Unix epoch.
+    pub until_ms: u64,
+}
+
+impl Target {
+    /// Whether the caller came with such a token.
+    pub fn matches(&self, caller: &Caller) -> bool {
+        match self {
+            Self::Token(jti) => caller.token_id() == Some(jti),
+            Self::Subject(sub) => caller.token_subject() == Some(sub),
+        }
+    }
+}
+
+/// One text, as stores keep it.
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token(jti) => write!(f, "jti:{jti}"),
+            Self::Subject(sub) => write!(f, "sub:{sub}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(':') {
+            Some(("jti", jti)) => Ok(Self::Token(jti.into())),
+            Some(("sub", sub)) => Ok(Self::Subject(sub.into())),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The revocations that this node knows.
+#[derive(Debug, Default)]
+pub struct Revocations(RwLock<HashMap<Target, u64>>);
+
+impl Revocations {
+    /// From now on matching tokens are refused. An `until_ms` that has passed lifts an earlier revocation.
+    pub fn put(&self, revocation: Revocation, now_ms: u64) {
+        let mut known = self.0.write();
+        if revocation.until_ms <= now_ms {
+            known.remove(&revocation.target);
+            return;
+        }
+        if known.len() >= REVOCATIONS_MAX {
+            known.retain(|_, until| *until > now_ms);
+        }
+        known.insert(revocation.target, revocation.until_ms);
+    }
+
+    /// Forgets what is known and takes these instead.
+    pub fn replace(&self, revocations: Vec<Revocation>, now_ms: u64) {
+        let in_force = revocations.into_iter().filter(|revocation| revocation.until_ms > now_ms);
+        *self.0.write() = in_force.map(|revocation| (revocation.target, revocation.until_ms)).collect();
+    }
+
+    /// Whether the caller's token was revoked.
+    pub fn cover(&self, caller: &Caller, now_ms: u64) -> bool {
+        let known = self.0.read();
+        if known.is_empty() {
+            return false;
+        }
+        let in_force = |target| known.get(&target).is_some_and(|until| *until > now_ms);
+        caller.token_id().is_some_and(|jti| in_force(Target::Token(jti.into())))
+            || caller.token_subject().is_some_and(|sub| in_force(Target::Subject(sub.into())))
+    }
+
+    /// How many are in force.
+    pub fn count(&self, now_ms: u64) -> usize {
+        self.0.read().values().filter(|until| **until > now_ms).count()
+    }
+
+    /// Those in force, in the order of their targets.
+    pub fn list(&self, now_ms: u64) -> Vec<Revocation> {
+        let known = self.0.read();
+        let in_force = known.iter().filter(|(_, until)| **until > now_ms);
+        let mut list: Vec<Revocation> = in_force
+            .map(|(target, until_ms)| Revocation { target: target.clone(), until_ms: *until_ms })
+            .collect();
+        list.sort_by_cached_key(|revocation| revocation.target.to_string());
+        list
+    }
+}

@@ -1,0 +1,195 @@
+//! Peers: where a request comes from, through proxies that are trusted.
+//!
+//! Invariant: an address that a request claims for itself only counts where the next hop that is trusted says so;
+//! whoever is not trusted can claim what they like. Neighbour: `limits.rs` counts by address.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::extract::Request;
+use http::HeaderMap;
+use http::header::FORWARDED;
+use http::request::Parts;
+use ipnet::IpNet;
+use tower::Service;
+
+use super::waiting::Seat;
+use crate::limits::Source;
+
+/// Where the connection comes from, among a request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+/// The router as one connection sees it: every request says where it comes from, and that the connection is of use.
+#[derive(Clone)]
+pub(super) struct Introduced {
+    router: Router,
+    peer: Peer,
+    seat: Arc<Seat>,
+}
+
+impl Introduced {
+    pub(super) fn new(router: Router, address: IpAddr, seat: Arc<Seat>) -> Self {
+        Self { router, peer: Peer(address), seat }
+    }
+}
+
+impl<B> Service<Request<B>> for Introduced
+where
+    Router: Service<Request<B>>,
+{
+    type Response = <Router as Service<Request<B>>>::Response;
+    type Error = <Router as Service<Request<B>>>::Error;
+    type Future = <Router as Service<Request<B>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.router.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        self.seat.is_served();
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
+    }
+}
+
+/// Who is held to the limits of an address.
+pub(super) fn source(request: &Parts, trusted: &[IpNet]) -> Source {
+    let peer = request.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
+    Source::of(client(peer, &request.headers, trusted))
+}
+
+/// The client's address: the peer's own, or what trusted proxies say about it.
+///
+/// Proxies append to what they were sent, so the list is read from its end until an address is not trusted. A
+/// proxy takes care of one of the two headers and may pass the other on as the client sent it: where they do not
+/// say the same, neither is believed.
+fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+    if !is_trusted(peer) {
+        return peer;
+    }
+    let furthest = |hops: Vec<Option<IpAddr>>| {
+        let mut last = peer;
+        for hop in hops.into_iter().rev() {
+            // What is no address was not written by a proxy that knew it.
+            let Some(hop) = hop else { break };
+            last = hop;
+            if !is_trusted(hop) {
+                break;
+            }
+        }
+        last
+    };
+    let x_forwarded = listed(headers, "x-forwarded-for").map(|list| list.map(address).collect());
+    let forwarded = listed(headers, FORWARDED.as_str()).map(|list| list.map(forwarded_for).collect());
+    match (x_forwarded.map(furthest), forwarded.map(furthest)) {
+        (Some(one), Some(other)) if one != other => peer,
+        (Some(found), _) | (None, Some(found)) => found,
+        (None, None) => peer,
+    }
+}
+
+/// Reads any text as what a proxy says.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(text: &str) {
+    let Ok(value) = http::HeaderValue::from_str(text) else { return };
+    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    for name in [http::HeaderName::from_static("x-forwarded-for"), FORWARDED] {
+        let headers = HeaderMap::from_iter([(name, value.clone())]);
+        let _ = client(peer, &headers, &[IpNet::from(peer)]);
+        assert_eq!(client(peer, &headers, &[]), peer, "nobody is trusted");
+    }
+}
+
+/// The elements of a header that is a list, over all its lines. `None` where it is absent.
+fn listed<'a>(headers: &'a HeaderMap, name: &str) -> Option<impl Iterator<Item = &'a str>> {
+    let mut lines = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?")).peekable();
+    lines.peek()?;
+    Some(lines.flat_map(|line| line.split(',')).map(str::trim))
+}
+
+/// The `for` of an element of `Forwarded` (RFC 7239, section 4).
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+    let mut nodes =
+        pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, node)| node.trim());
+    let node = nodes.next()?;
+    address(node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(node))
+}
+
+/// An address, perhaps in brackets, perhaps with a port.
+fn address(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address.to_canonical());
+    }
+    if let Ok(address) = text.parse::<std::net::SocketAddr>() {
+        return Some(address.ip().to_canonical());
+    }
+    let bare = text.strip_prefix('[')?.strip_suffix(']')?;
+    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn found(peer: &str, lines: &[(&str, &str)]) -> String {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        let trusted = ["10.0.0.0/8", "::1/128"].map(|net| net.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines.iter().map(pair) {
+            headers.append(name, value);
+        }
+        client(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    /// Seen to fail with the first address of the list, which the client wrote.
+    #[test]
+    fn only_what_trusted_proxies_say_is_believed() {
+        let xff = |value| ("x-forwarded-for", value);
+        let fwd = |value| ("forwarded", value);
+        for (peer, lines, expected) in [
+            ("192.0.2.9", vec![xff("198.51.100.1")], "192.0.2.9"),
+            ("10.0.0.1", vec![], "10.0.0.1"),
+            ("10.0.0.1", vec![xff("198.51.100.1")], "198.51.100.1"),
+            ("::ffff:10.0.0.1", vec![xff("198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("1.2.3.4, 198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("1.2.3.4, 198.51.100.1, 10.0.0.2")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("1.2.3.4"), xff("198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("10.0.0.3, 10.0.0.2")], "10.0.0.3"),
+            ("10.0.0.1", vec![xff("198.51.100.1, nonsense")], "10.0.0.1"),
+            ("10.0.0.1", vec![xff("198.51.100.1:4711")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("2001:db8::1")], "2001:db8::1"),
+            ("::1", vec![fwd("for=198.51.100.1;proto=https;by=10.0.0.1")], "198.51.100.1"),
+            ("::1", vec![fwd("For=\"[2001:db8::1]:4711\", for=10.0.0.2")], "2001:db8::1"),
+            ("::1", vec![fwd("for=_hidden")], "::1"),
+            ("::1", vec![fwd("proto=https")], "::1"),
+            ("10.0.0.1", vec![xff("198.51.100.1"), fwd("for=198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", vec![xff("198.51.100.1"), fwd("for=1.2.3.4")], "10.0.0.1"),
+        ] {
+            assert_eq!(found(peer, &lines), expected, "{peer} {lines:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends, it is counted as what the trusted proxy in front saw.
+        #[test]
+        fn nothing_that_a_client_writes_changes_its_address(
+            lie in "[-a-z0-9.:,;=\"\\[\\] ]{0,40}"
+        ) {
+            let appended = format!("{lie}, 198.51.100.1");
+            prop_assert_eq!(found("10.0.0.1", &[("x-forwarded-for", &appended)]), "198.51.100.1");
+            let appended = format!("{lie}, for=198.51.100.1");
+            prop_assert_eq!(found("10.0.0.1", &[("forwarded", &appended)]), "198.51.100.1");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `POST` and `GET /revocations`: ending tokens before their time, on every node.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::{Code, Problem};
+use super::publish::read_json;
+use super::{App, json_response};
+use crate::auth::revocation::{REVOCATIONS_MAX, Revocation, TARGET_BYTES_MAX, Target};
+use crate::clock;
+use crate::sse::timestamp;
+
+const BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// What is to be revoked, and for how long.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    jti: Option<String>,
+    sub: Option<String>,
+    until: Option<Time>,
+}
+
+/// A moment, as people or as tokens write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Time {
+    Seconds(u64),
+    Text(String),
+}
+
+/// `POST /revocations`.
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let body = read_json(&app, &headers, body, BODY_BYTES_MAX).await?;
+    let order: Order =
+        serde_json::from_slice(&body).map_err(|error| Problem::new(Code::InvalidBody, error.to_string()))?;
+    let now_ms = clock::unix_ms();
+    let revocation = order.into_revocation(app.options.token_lifetime_ms, now_ms)?;
+    let is_in_force = revocation.until_ms > now_ms;
+    if is_in_force && app.access.revocations.count(now_ms) >= REVOCATIONS_MAX {
+        let detail =
+            format!("{REVOCATIONS_MAX} revocations are in force; the next one has to wait until one ends");
+        return Err(Problem::new(Code::Overloaded, detail).retry_after(std::time::Duration::from_secs(60)));
+    }
+    app.controller.revoke(revocation.clone()).await?;
+    // For the record: who was locked out, and until when, is what an operator will ask.
+    tracing::info!(target_of_revocation = %revocation.target, until = timestamp(revocation.until_ms), "tokens were revoked");
+    let status = if is_in_force { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(json_response(status, &describe(&revocation)))
+}
+
+/// `GET /revocations`: those in force.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Response {
+    let revocations: Vec<Value> =
+        app.access.revocations.list(clock::unix_ms()).iter().map(describe).collect();
+    json_response(StatusCode::OK, &json!({"revocations": revocations}))
+}
+
+fn describe(revocation: &Revocation) -> Value {
+    let until = timestamp(revocation.until_ms);
+    match &revocation.target {
+        Target::Token(jti) => json!({"jti": jti, "until": until}),
+        Target::Subject(sub) => json!({"sub": sub, "until": until}),
+    }
+}
+
+impl Order {
+    fn into_revocation(self, lifetime_ms: u64, now_ms: u64) -> Result<Revocation, Problem> {
+        let invalid = |detail: &str| Problem::new(Code::InvalidBody, detail);
+        let target = match (self.jti, self.sub) {
+            (Some(jti), None) => Target::Token(jti.into()),
+            (None, Some(sub)) => Target::Subject(sub.into()),
+            _ => return Err(invalid("expected either \"jti\", one token's id, or \"sub\", a user's")),
+        };
+        let (Target::Token(text) | Target::Subject(text)) = &target;
+        if text.is_empty() || text.len() > TARGET_BYTES_MAX || text.chars().any(char::is_control) {
+            let detail = format!("jti and sub have 1 to {TARGET_BYTES_MAX} bytes and no control characters");
+            return Err(invalid(&detail));
+        }
+        let until_ms = match self.until {
+            None => now_ms.saturating_add(lifetime_ms),
+            Some(Time::Seconds(seconds)) => seconds.saturating_mul(1_000),
+            Some(Time::Text(text)) => {
+                let time: jiff::Timestamp = text.parse().map_err(|error| {
+                    invalid(&format!("until: expected a time as in \"2030-01-31T12:00:00Z\", or seconds since 1970: {error}"))
+                })?;
+                u64::try_from(time.as_millisecond()).unwrap_or(0)
+            }
+        };
+        Ok(Revocation { target, until_ms })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_700_000_000_000;
+
+    fn read(json: &str) -> Result<Revocation, Problem> {
+        let order: Order =
+            serde_json::from_str(json).map_err(|e| Problem::new(Code::InvalidBody, e.to_string()))?;
+        order.into_revocation(5_000, NOW_MS)
+    }
+
+    #[test]
+    fn an_end_is_a_time_in_words_or_seconds_or_follows_from_the_longest_lifetime() {
+        let target = Target::Subject("u".into());
+        for (json, until_ms) in [
+            (r#"{"sub":"u"}"#, NOW_MS + 5_000),
+            (r#"{"sub":"u","until":1800000000}"#, 1_800_000_000_000),
+            (r#"{"sub":"u","until":"2027-01-15T08:00:00Z"}"#, 1_800_000_000_000),
+            (r#"{"sub":"u","until":"2027-01-15T09:00:00+01:00"}"#, 1_800_000_000_000),
+            (r#"{"sub":"u","until":"1900-01-01T00:00:00Z"}"#, 0),
+        ] {
+            assert_eq!(read(json).unwrap(), Revocation { target: target.clone(), until_ms }, "{json}");
+        }
+        for json in [
+            "{}",
+            r#"{"sub":"u","jti":"t"}"#,
+            r#"{"sub":""}"#,
+            r#"{"jti":"a\nb"}"#,
+            r#"{"sub":"u","until":"tomorrow"}"#,
+            r#"{"sub":"u","til":1}"#,
+            r#"{"sub":7}"#,
+        ] {
+            assert_eq!(read(json).unwrap_err().code(), Code::InvalidBody, "{json}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Control in Redis: revocations in a sorted set by their end, and a stream that tells every node about them.
+//!
+//! Invariant: the set is written before the stream, so whoever hears the doorbell, or reads the set after it, knows
+//! the revocation.
+
+use async_trait::async_trait;
+use fred::types::Value;
+
+use super::RedisLog;
+use super::connection::{BLOCK, Effect, call, call_blocking};
+use super::value::{Reply, unexpected};
+use crate::auth::revocation::Revocation;
+use crate::clock;
+use crate::control::{Control, News, Snapshot};
+use crate::id::StreamId;
+use crate::log::LogError;
+
+/// News kept for nodes that are slow; whoever falls behind further reads the set.
+const NEWS_KEPT: &str = "10000";
+/// News read at once.
+const NEWS_MAX: usize = 1_024;
+/// Sorted sets hold numbers exactly up to 2^53.
+const UNTIL_MS_MAX: u64 = 1 << 53;
+
+fn text(texts: &[&str]) -> Vec<Value> {
+    texts.iter().map(|text| Value::from(*text)).collect()
+}
+
+#[async_trait]
+impl Control for RedisLog {
+    async fn revoke(&self, revocation: &Revocation) -> Result<(), LogError> {
+        let (set, news) = (self.keys.revocations(), self.keys.control());
+        let client = self.connections.news();
+        let (target, now) = (revocation.target.to_string(), clock::unix_ms());
+        let until = revocation.until_ms.min(UNTIL_MS_MAX).to_string();
+        call(client, Effect::Write, "ZREMRANGEBYSCORE", text(&[&set, "-inf", &now.to_string()])).await?;
+        if revocation.until_ms > now {
+            call(client, Effect::Write, "ZADD", text(&[&set, &until, &target])).await?;
+        } else {
+            call(client, Effect::Write, "ZREM", text(&[&set, &target])).await?;
+        }
+        let entry = [&*news, "MAXLEN", "~", NEWS_KEPT, "*", "revoke", &target, "until", &until];
+        call(client, Effect::Write, "XADD", text(&entry)).await.map(drop)
+    }
+
+    async fn restore(&self, revocation: &Revocation) -> Result<(), LogError> {
+        let until = revocation.until_ms.min(UNTIL_MS_MAX).to_string();
+        let args = [&*self.keys.revocations(), "NX", &until, &revocation.target.to_string()];
+        call(self.connections.news(), Effect::Write, "ZADD", text(&args)).await.map(drop)
+    }
+
+    async fn read(&self) -> Result<Snapshot, LogError> {
+        let client = self.connections.news();
+        // The position first: what is written in between is heard once more.
+        let newest = text(&[&self.keys.control(), "+", "-", "COUNT", "1"]);
+        let newest = call(client, Effect::Read, "XREVRANGE", newest).await?;
+        let position = newest.elements().first().and_then(|entry| entry.elements().first()?.stream_id());
+        let set = text(&[&self.keys.revocations(), "0", "-1", "WITHSCORES"]);
+        let set = call(client, Effect::Read, "ZRANGE", set).await?;
+        let revocation = |pair: &[Value]| {
+            let target = pair[0].text()?.parse().ok()?;
+            Some(Revocation { target, until_ms: pair[1].text()?.parse().ok()? })
+        };
+        Ok(Snapshot {
+            revocations: set.elements().chunks_exact(2).filter_map(revocation).collect(),
+            position: position.unwrap_or_default(),
+        })
+    }
+
+    async fn listen(&self, position: StreamId) -> Result<News, LogError> {
+        let (block, count) = (BLOCK.as_millis().to_string(), NEWS_MAX.to_string());
+        let key = self.keys.control();
+        let args = ["COUNT", &count, "BLOCK", &block, "STREAMS", &key, &position.to_string()];
+        let reply = call_blocking(self.connections.control(), "XREAD", text(&args)).await?;
+        let entries = match reply.elements().first().map(Reply::elements) {
+            None => &[][..],
+            Some([_, entries]) => entries.elements(),
+            Some(_) => return Err(unexpected("XREAD of the control stream", &reply)),
+        };
+        let mut news = News { position, has_hole: entries.len() == NEWS_MAX, ..News::default() };
+        for entry in entries {
+            let [id, fields] = entry.elements() else {
+                return Err(unexpected("XREAD of the control stream", &reply));
+            };
+            news.position = id.stream_id().unwrap_or(news.position);
+            // Later versions may say more; what is not understood is passed over.
+            let target = fields.field("revoke").and_then(Reply::text).and_then(|target| target.parse().ok());
+            let until_ms = fields.field("until").and_then(Reply::number);
+            if let (Some(target), Some(until_ms)) = (target, until_ms) {
+                news.revocations.push(Revocation { target, until_ms });
+            }
+        }
+        Ok(news)
+    }
+}

@@ -1,0 +1,147 @@
+//! Tokens that are ended before their time: on every node, at once, and for good.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::support::tokens::{SECRET, admin_claims, claims, now, token};
+use crate::support::{Broker, Http, Mode, Proxy, Redis, Store, Subscribe, until};
+
+fn admin(broker: &Broker) -> Http {
+    broker.http.bearing(&token(&admin_claims()))
+}
+
+/// A token with an id of its own.
+fn token_of(sub: &str, jti: &str) -> String {
+    let mut claims = claims(sub, &["a"], &["a"]);
+    claims["jti"] = json!(jti);
+    token(&claims)
+}
+
+async fn status_of(broker: &Broker, token: &str) -> u16 {
+    broker.http.bearing(token).get("/cursor?channels=a").await.status
+}
+
+async fn a_revoked_token_ends_its_streams_and_is_refused_after(store: Store) {
+    let mut broker = Broker::on(store).await.set("auth.jwt.secret", SECRET).start().await;
+    let (first, second) = (token_of("ann", "1"), token_of("ann", "2"));
+    let bob = token_of("bob", "3");
+    let open = async |token: &str| Subscribe::to(&["a"]).bearing(token).connect(broker.addr).await;
+    let (mut by_first, mut by_second, mut bobs) = (open(&first).await, open(&second).await, open(&bob).await);
+    let revoked = admin(&broker).post("/revocations", &json!({"jti": "1"})).await.expect(201).json();
+    assert_eq!(revoked["jti"], "1");
+    let closing = by_first.next_control("closing").await;
+    assert_eq!(closing.json(), json!({"reason": "revoked", "reconnect": false}));
+    by_first.end().await;
+    let refused = Subscribe::to(&["a"]).bearing(&first).open(broker.addr).await;
+    assert_eq!(refused.status, 401);
+    assert_eq!(broker.http.bearing(&first).get("/channels").await.problem(401)["code"], "token_revoked");
+    assert_eq!(status_of(&broker, &second).await, 200, "the other token of the same user still counts");
+
+    admin(&broker).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
+    assert_eq!(by_second.next_control("closing").await.json()["reason"], "revoked");
+    admin(&broker).publish("a", "still").await;
+    assert_eq!(bobs.one().await, "still", "nobody else is concerned");
+
+    broker.restart().await;
+    let kept = admin(&broker).get("/revocations").await.expect(200).json();
+    let targets: Vec<&Value> = kept["revocations"].as_array().unwrap().iter().collect();
+    assert_eq!((targets.len(), &targets[0]["jti"], &targets[1]["sub"]), (2, &json!("1"), &json!("ann")));
+    for token in [&first, &second, &token_of("ann", "made later")] {
+        assert_eq!(status_of(&broker, token).await, 401, "a revocation outlives the process");
+    }
+    assert_eq!(status_of(&broker, &bob).await, 200);
+}
+
+async fn a_revocation_ends_by_itself_and_can_be_lifted(store: Store) {
+    let broker = Broker::on(store).await.set("auth.jwt.secret", SECRET).start().await;
+    let (ann, bob) = (token_of("ann", "1"), token_of("bob", "2"));
+    admin(&broker).post("/revocations", &json!({"sub": "ann", "until": now() + 2})).await.expect(201);
+    admin(&broker)
+        .post("/revocations", &json!({"sub": "bob", "until": "2999-01-01T00:00:00Z"}))
+        .await
+        .expect(201);
+    assert_eq!((status_of(&broker, &ann).await, status_of(&broker, &bob).await), (401, 401));
+    until("the end has passed", async || (status_of(&broker, &ann).await == 200).then_some(())).await;
+    assert_eq!(status_of(&broker, &bob).await, 401);
+    admin(&broker).post("/revocations", &json!({"sub": "bob", "until": 0})).await.expect(200);
+    assert_eq!(status_of(&broker, &bob).await, 200);
+    let left = admin(&broker).get("/revocations").await.json();
+    assert_eq!(left, json!({"revocations": []}));
+    for wrong in [json!({}), json!({"sub": "a", "jti": "b"}), json!({"sub": "a", "until": "soon"}), json!([])]
+    {
+        assert_eq!(admin(&broker).post("/revocations", &wrong).await.problem(400)["code"], "invalid_body");
+    }
+}
+
+both_stores!(
+    a_revoked_token_ends_its_streams_and_is_refused_after,
+    a_revocation_ends_by_itself_and_can_be_lifted
+);
+
+/// Seen to fail without the listener.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_obeys_a_revocation() {
+    let redis = Arc::new(Redis::start().await);
+    let node = || Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start();
+    let (one, two) = tokio::join!(node(), node());
+    let ann = token_of("ann", "1");
+    let mut reader = Subscribe::to(&["a"]).bearing(&ann).connect(two.addr).await;
+    admin(&one).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
+    assert_eq!(reader.next_control("closing").await.json()["reason"], "revoked");
+    assert_eq!(status_of(&two, &ann).await, 401);
+    let listed = admin(&two).get("/revocations").await.json();
+    assert_eq!(listed["revocations"][0]["sub"], "ann");
+    admin(&two).post("/revocations", &json!({"sub": "ann", "until": 0})).await.expect(200);
+    until("it is lifted on the other node too", async || (status_of(&one, &ann).await == 200).then_some(()))
+        .await;
+    let third = node().await;
+    assert_eq!(status_of(&third, &ann).await, 200);
+    // Operators can look.
+    admin(&one).post("/revocations", &json!({"jti": "j"})).await.expect(201);
+    let held = redis.command(&["ZRANGE", "hw:revocations", "0", "-1"]).await;
+    assert_eq!(held.texts(), ["jti:j"]);
+}
+
+/// Seen to fail when only news are followed after an interruption.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_cut_off_learns_what_it_missed() {
+    let redis = Arc::new(Redis::start().await);
+    let proxy = Proxy::to(redis.port()).await;
+    let near = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
+    let far =
+        Broker::on_redis(&redis).through(&proxy.redis_url()).set("auth.jwt.secret", SECRET).start().await;
+    let (ann, bob) = (token_of("ann", "1"), token_of("bob", "2"));
+    admin(&near).post("/revocations", &json!({"sub": "bob"})).await.expect(201);
+    until("the far node knows", async || (status_of(&far, &bob).await == 401).then_some(())).await;
+    let mut reader = Subscribe::to(&["a"]).bearing(&ann).connect(far.addr).await;
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    admin(&near).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
+    admin(&near).post("/revocations", &json!({"sub": "bob", "until": 0})).await.expect(200);
+    // News can get lost altogether: what counts is what is in force.
+    redis.command(&["DEL", "hw:ctl"]).await;
+    redis.command(&["XADD", "hw:ctl", "*", "later", "versions"]).await;
+    proxy.set(Mode::Pass);
+    assert_eq!(reader.next_control("closing").await.json()["reason"], "revoked");
+    until("what was lifted counts again", async || (status_of(&far, &bob).await == 200).then_some(())).await;
+}
+
+/// Seen to fail when what the store says replaces what a node knows, whatever the store has lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revocations_that_redis_loses_are_written_again_by_whoever_knows_them() {
+    let redis = Arc::new(Redis::start().await);
+    let broker = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
+    let ann = token_of("ann", "1");
+    admin(&broker).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
+    redis.kill9();
+    redis.restart().await;
+    until("the revocation is there again", async || {
+        let held = redis.command(&["ZRANGE", "hw:revocations", "0", "-1"]).await;
+        (held.texts() == ["sub:ann"]).then_some(())
+    })
+    .await;
+    assert_eq!(status_of(&broker, &ann).await, 401);
+    let other = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
+    assert_eq!(status_of(&other, &ann).await, 401);
+}
