@@ -5,6 +5,7 @@
 //! within a second; after every interruption a node reads again all that is in force, and writes back what the
 //! store has lost and this node has not.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::clock;
 use crate::fanout::Hub;
 use crate::id::StreamId;
 use crate::log::LogError;
+use crate::metrics::{Counter, Registry};
 use crate::sse::ClosingReason;
 
 /// Between two attempts to read from a store that is away.
@@ -29,13 +31,14 @@ pub trait Control: Send + Sync + 'static {
     /// Keeps a revocation, or removes it where its end has passed, and tells every node.
     async fn revoke(&self, revocation: &Revocation) -> Result<(), LogError>;
 
-    /// Keeps a revocation unless the store holds one of the same target; nobody is told.
+    /// Keeps a revocation that was lost, unless the store holds one of the same target, and tells every node.
     async fn restore(&self, revocation: &Revocation) -> Result<(), LogError>;
 
-    /// All that is in force, and where news begin that are not in it.
-    async fn read(&self) -> Result<Snapshot, LogError>;
+    /// All that is in force, and where news begin that are not in it. `heard` is the newest that a node has heard.
+    async fn read(&self, heard: StreamId) -> Result<Snapshot, LogError>;
 
     /// Waits for news after `position`; may answer none. Errors mean that news may have been missed.
+    /// A store that no longer knows `position` answers with a hole.
     async fn listen(&self, position: StreamId) -> Result<News, LogError>;
 }
 
@@ -46,6 +49,9 @@ pub struct Snapshot {
     pub revocations: Vec<Revocation>,
     /// The store's newest news.
     pub position: StreamId,
+    /// The store still knows what the node has heard last, so it has lost nothing since: a revocation that is not
+    /// here was lifted.
+    pub continues: bool,
 }
 
 /// What was heard.
@@ -64,12 +70,19 @@ pub struct Controller {
     store: Arc<dyn Control>,
     access: Arc<Access>,
     hub: Arc<Hub>,
+    failures: Counter,
 }
 
 impl Controller {
     /// For one node.
     pub fn new(store: Arc<dyn Control>, access: Arc<Access>, hub: Arc<Hub>) -> Self {
-        Self { store, access, hub }
+        Self { store, access, hub, failures: Counter::default() }
+    }
+
+    /// Registers what is counted.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Times that news of revocations could not be read";
+        registry.register("control_failures", help, self.failures.clone());
     }
 
     /// Revokes on every node; here at once.
@@ -81,7 +94,7 @@ impl Controller {
 
     /// Reads what is in force. Call it before anybody is served.
     pub async fn begin(&self) -> Result<StreamId, LogError> {
-        let snapshot = self.store.read().await?;
+        let snapshot = self.store.read(StreamId::ZERO).await?;
         self.access.revocations.replace(snapshot.revocations, clock::unix_ms());
         Ok(snapshot.position)
     }
@@ -98,6 +111,7 @@ impl Controller {
                 match self.catch_up(position).await {
                     Ok(newest) => position = newest,
                     Err(error) => {
+                        self.failures.inc();
                         tracing::debug!(%error, "revocations cannot be read; those that are known count");
                         sleep(RETRY).await;
                         continue;
@@ -110,6 +124,7 @@ impl Controller {
                     news.revocations.into_iter().for_each(|revocation| self.apply(revocation));
                 }
                 Err(error) => {
+                    self.failures.inc();
                     tracing::debug!(%error, "news of revocations may be missed");
                     is_behind = true;
                     sleep(RETRY).await;
@@ -118,31 +133,28 @@ impl Controller {
         }
     }
 
-    /// After an interruption: takes what the store says, unless the store itself went back.
+    /// After an interruption: takes what the store says, unless the store itself may have gone back.
     async fn catch_up(&self, position: StreamId) -> Result<StreamId, LogError> {
-        let snapshot = self.store.read().await?;
+        let snapshot = self.store.read(position).await?;
         let now_ms = clock::unix_ms();
-        if snapshot.position < position {
-            let lost: Vec<Revocation> = self
-                .access
-                .revocations
-                .list(now_ms)
-                .into_iter()
-                .filter(|known| snapshot.revocations.iter().all(|held| held.target != known.target))
-                .collect();
+        let mut in_force = snapshot.revocations;
+        if snapshot.continues {
+            self.access.revocations.replace(in_force.clone(), now_ms);
+        } else {
+            let known = self.access.revocations.list(now_ms).into_iter();
+            let held: HashSet<&Target> = in_force.iter().map(|held| &held.target).collect();
+            let lost: Vec<Revocation> = known.filter(|known| !held.contains(&known.target)).collect();
             if !lost.is_empty() {
-                tracing::warn!(
-                    revocations = lost.len(),
-                    "the store has lost revocations; they are written again"
-                );
+                let revocations = lost.len();
+                tracing::warn!(revocations, "the store has lost revocations; they are written again");
             }
             for revocation in &lost {
                 self.store.restore(revocation).await?;
             }
-            snapshot.revocations.into_iter().chain(lost).for_each(|revocation| self.apply(revocation));
-        } else {
-            self.access.revocations.replace(snapshot.revocations.clone(), now_ms);
-            snapshot.revocations.into_iter().for_each(|revocation| self.apply(revocation));
+            in_force.extend(lost);
+        }
+        for revocation in in_force {
+            self.apply(revocation);
         }
         Ok(snapshot.position)
     }

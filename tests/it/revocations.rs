@@ -22,6 +22,7 @@ async fn status_of(broker: &Broker, token: &str) -> u16 {
     broker.http.bearing(token).get("/cursor?channels=a").await.status
 }
 
+/// Seen to fail with a token that is not looked up among the revocations, and with a revocation that ends no streams.
 async fn a_revoked_token_ends_its_streams_and_is_refused_after(store: Store) {
     let mut broker = Broker::on(store).await.set("auth.jwt.secret", SECRET).start().await;
     let (first, second) = (token_of("ann", "1"), token_of("ann", "2"));
@@ -86,7 +87,13 @@ async fn every_node_obeys_a_revocation() {
     let node = || Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start();
     let (one, two) = tokio::join!(node(), node());
     let ann = token_of("ann", "1");
+    let other = token_of("ann", "2");
     let mut reader = Subscribe::to(&["a"]).bearing(&ann).connect(two.addr).await;
+    let mut by_other = Subscribe::to(&["a"]).bearing(&other).connect(two.addr).await;
+    admin(&one).post("/revocations", &json!({"jti": "2"})).await.expect(201);
+    assert_eq!(by_other.next_control("closing").await.json()["reason"], "revoked");
+    assert_eq!((status_of(&two, &other).await, status_of(&two, &ann).await), (401, 200));
+    admin(&one).post("/revocations", &json!({"jti": "2", "until": 0})).await.expect(200);
     admin(&one).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
     assert_eq!(reader.next_control("closing").await.json()["reason"], "revoked");
     assert_eq!(status_of(&two, &ann).await, 401);
@@ -119,15 +126,19 @@ async fn a_node_that_was_cut_off_learns_what_it_missed() {
     proxy.cut();
     admin(&near).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
     admin(&near).post("/revocations", &json!({"sub": "bob", "until": 0})).await.expect(200);
-    // News can get lost altogether: what counts is what is in force.
-    redis.command(&["DEL", "hw:ctl"]).await;
+    // News that nobody hears can get lost: what counts is what is in force.
+    for missed in redis.command(&["XREVRANGE", "hw:ctl", "+", "-", "COUNT", "2"]).await.items() {
+        redis.command(&["XDEL", "hw:ctl", missed.items()[0].text()]).await;
+    }
     redis.command(&["XADD", "hw:ctl", "*", "later", "versions"]).await;
     proxy.set(Mode::Pass);
     assert_eq!(reader.next_control("closing").await.json()["reason"], "revoked");
     until("what was lifted counts again", async || (status_of(&far, &bob).await == 200).then_some(())).await;
 }
 
-/// Seen to fail when what the store says replaces what a node knows, whatever the store has lost.
+/// A server that comes back with less, one that has news by then that the node has not heard, and one that is
+/// emptied under its connections. Seen to fail when what the store says replaces what a node knows, whatever the store has
+/// lost; when only the newest news tell what was lost; and when a node that hears nothing does not look.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revocations_that_redis_loses_are_written_again_by_whoever_knows_them() {
     let redis = Arc::new(Redis::start().await);
@@ -136,12 +147,24 @@ async fn revocations_that_redis_loses_are_written_again_by_whoever_knows_them() 
     admin(&broker).post("/revocations", &json!({"sub": "ann"})).await.expect(201);
     redis.kill9();
     redis.restart().await;
+    until_held(&redis).await;
+    broker.pause();
+    redis.kill9();
+    redis.restart().await;
+    redis.command(&["XADD", "hw:ctl", "*", "later", "versions"]).await;
+    broker.resume();
+    until_held(&redis).await;
+    redis.command(&["DEL", "hw:ctl", "hw:revocations"]).await;
+    until_held(&redis).await;
+    assert_eq!(status_of(&broker, &ann).await, 401);
+    let other = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
+    assert_eq!(status_of(&other, &ann).await, 401);
+}
+
+async fn until_held(redis: &Redis) {
     until("the revocation is there again", async || {
         let held = redis.command(&["ZRANGE", "hw:revocations", "0", "-1"]).await;
         (held.texts() == ["sub:ann"]).then_some(())
     })
     .await;
-    assert_eq!(status_of(&broker, &ann).await, 401);
-    let other = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
-    assert_eq!(status_of(&other, &ann).await, 401);
 }

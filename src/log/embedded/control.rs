@@ -47,9 +47,9 @@ impl Control for EmbeddedLog {
         Ok(())
     }
 
-    async fn read(&self) -> Result<Snapshot, LogError> {
+    async fn read(&self, _heard: StreamId) -> Result<Snapshot, LogError> {
         let revocations = self.with_file(read).await?;
-        Ok(Snapshot { revocations, position: StreamId::ZERO })
+        Ok(Snapshot { revocations, position: StreamId::ZERO, continues: true })
     }
 
     /// Nobody else has news.

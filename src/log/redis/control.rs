@@ -1,7 +1,7 @@
 //! Control in Redis: revocations in a sorted set by their end, and a stream that tells every node about them.
 //!
-//! Invariant: the set is written before the stream, so whoever hears the doorbell, or reads the set after it, knows
-//! the revocation.
+//! Invariants: the set is written before the stream, so whoever hears the doorbell, or reads the set after it, knows
+//! the revocation. As long as the stream holds what a node has heard last, the set has lost nothing since.
 
 use async_trait::async_trait;
 use fred::types::Value;
@@ -29,8 +29,7 @@ fn text(texts: &[&str]) -> Vec<Value> {
 #[async_trait]
 impl Control for RedisLog {
     async fn revoke(&self, revocation: &Revocation) -> Result<(), LogError> {
-        let (set, news) = (self.keys.revocations(), self.keys.control());
-        let client = self.connections.news();
+        let (set, client) = (self.keys.revocations(), self.connections.news());
         let (target, now) = (revocation.target.to_string(), clock::unix_ms());
         let until = revocation.until_ms.min(UNTIL_MS_MAX).to_string();
         call(client, Effect::Write, "ZREMRANGEBYSCORE", text(&[&set, "-inf", &now.to_string()])).await?;
@@ -39,22 +38,25 @@ impl Control for RedisLog {
         } else {
             call(client, Effect::Write, "ZREM", text(&[&set, &target])).await?;
         }
-        let entry = [&*news, "MAXLEN", "~", NEWS_KEPT, "*", "revoke", &target, "until", &until];
-        call(client, Effect::Write, "XADD", text(&entry)).await.map(drop)
+        self.tell(&target, &until).await
     }
 
     async fn restore(&self, revocation: &Revocation) -> Result<(), LogError> {
-        let until = revocation.until_ms.min(UNTIL_MS_MAX).to_string();
-        let args = [&*self.keys.revocations(), "NX", &until, &revocation.target.to_string()];
-        call(self.connections.news(), Effect::Write, "ZADD", text(&args)).await.map(drop)
+        let (target, until) =
+            (revocation.target.to_string(), revocation.until_ms.min(UNTIL_MS_MAX).to_string());
+        let args = [&*self.keys.revocations(), "NX", &until, &target];
+        call(self.connections.news(), Effect::Write, "ZADD", text(&args)).await?;
+        self.tell(&target, &until).await
     }
 
-    async fn read(&self) -> Result<Snapshot, LogError> {
+    async fn read(&self, heard: StreamId) -> Result<Snapshot, LogError> {
         let client = self.connections.news();
         // The position first: what is written in between is heard once more.
         let newest = text(&[&self.keys.control(), "+", "-", "COUNT", "1"]);
         let newest = call(client, Effect::Read, "XREVRANGE", newest).await?;
         let position = newest.elements().first().and_then(|entry| entry.elements().first()?.stream_id());
+        // Who has heard nothing cannot tell.
+        let continues = heard != StreamId::ZERO && self.still_knows(heard).await?;
         let set = text(&[&self.keys.revocations(), "0", "-1", "WITHSCORES"]);
         let set = call(client, Effect::Read, "ZRANGE", set).await?;
         let revocation = |pair: &[Value]| {
@@ -64,6 +66,7 @@ impl Control for RedisLog {
         Ok(Snapshot {
             revocations: set.elements().chunks_exact(2).filter_map(revocation).collect(),
             position: position.unwrap_or_default(),
+            continues,
         })
     }
 
@@ -77,7 +80,12 @@ impl Control for RedisLog {
             Some([_, entries]) => entries.elements(),
             Some(_) => return Err(unexpected("XREAD of the control stream", &reply)),
         };
-        let mut news = News { position, has_hole: entries.len() == NEWS_MAX, ..News::default() };
+        let has_hole = match entries {
+            // Redis tells nobody that it has lost its data: whoever only waits would never know.
+            [] => position != StreamId::ZERO && !self.still_knows(position).await?,
+            entries => entries.len() == NEWS_MAX,
+        };
+        let mut news = News { position, has_hole, ..News::default() };
         for entry in entries {
             let [id, fields] = entry.elements() else {
                 return Err(unexpected("XREAD of the control stream", &reply));
@@ -91,5 +99,21 @@ impl Control for RedisLog {
             }
         }
         Ok(news)
+    }
+}
+
+impl RedisLog {
+    /// Rings the doorbell of every node.
+    async fn tell(&self, target: &str, until: &str) -> Result<(), LogError> {
+        let entry = [&*self.keys.control(), "MAXLEN", "~", NEWS_KEPT, "*", "revoke", target, "until", until];
+        call(self.connections.news(), Effect::Write, "XADD", text(&entry)).await.map(drop)
+    }
+
+    /// Whether the stream still holds what was heard last.
+    async fn still_knows(&self, heard: StreamId) -> Result<bool, LogError> {
+        let heard = heard.to_string();
+        let found = text(&[&self.keys.control(), &heard, &heard]);
+        let found = call(self.connections.news(), Effect::Read, "XRANGE", found).await?;
+        Ok(!found.elements().is_empty())
     }
 }
