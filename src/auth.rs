@@ -17,6 +17,7 @@ mod claims;
 mod issuer;
 mod jwks;
 pub mod keys;
+mod metrics;
 pub mod mint;
 pub mod revocation;
 mod rights;
@@ -34,8 +35,12 @@ use self::claims::Claims;
 pub use self::claims::check_user;
 pub use self::issuer::{FETCH_INTERVAL_MIN, Issuer, IssuerUrl};
 pub use self::keys::{Algorithm, KeySet};
+use self::metrics::Fetch;
+pub use self::metrics::Reason;
 pub use self::revocation::Revocations;
 pub use self::rights::{Granted, Rights};
+use crate::clock;
+use crate::metrics::{Counters, Registry, observe};
 
 /// Why a credential is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,8 +49,8 @@ pub enum Rejection {
     #[error("{0}")]
     Missing(String),
     /// It is none, or none of this broker's; the text says why and repeats nothing of it.
-    #[error("{0}")]
-    Invalid(String),
+    #[error("{1}")]
+    Invalid(Reason, String),
     /// It was valid once.
     #[error("{0}")]
     Expired(String),
@@ -58,8 +63,13 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    fn invalid(reason: impl Into<String>) -> Self {
-        Self::Invalid(reason.into())
+    fn invalid(reason: Reason, text: impl Into<String>) -> Self {
+        Self::Invalid(reason, text.into())
+    }
+
+    /// Of a request that presents more than one credential in one place.
+    pub fn ambiguous(text: &str) -> Self {
+        Self::invalid(Reason::Malformed, text)
     }
 }
 
@@ -98,6 +108,7 @@ pub struct Access {
     guarded: Option<Guarded>,
     /// Tokens that an administrator ended.
     pub revocations: Revocations,
+    refused: Counters<Reason>,
 }
 
 struct Guarded {
@@ -110,12 +121,30 @@ struct Guarded {
 impl Access {
     /// Everybody may do everything.
     pub fn open() -> Self {
-        Self { guarded: None, revocations: Revocations::default() }
+        Self::new(None)
     }
 
     /// Rights go by credentials; `anonymous` is what can be subscribed to without one.
     pub fn guarded(api_keys: Vec<ApiKey>, tokens: Option<Tokens>, anonymous: Vec<String>) -> Self {
-        Self { guarded: Some(Guarded { api_keys, tokens, anonymous }), revocations: Revocations::default() }
+        Self::new(Some(Guarded { api_keys, tokens, anonymous }))
+    }
+
+    fn new(guarded: Option<Guarded>) -> Self {
+        Self { guarded, revocations: Revocations::default(), refused: Counters::default() }
+    }
+
+    /// Registers what is counted, and how many revocations are in force.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        let refused = self.refused.clone();
+        registry.register("credentials_refused", "Tokens and API keys that were refused", refused);
+        let fetches = match self.guarded.as_ref().and_then(|guarded| guarded.tokens.as_ref()) {
+            Some(Tokens { keys: KeyStore::Issuer(issuer), .. }) => issuer.fetches(),
+            _ => Counters::<Fetch>::default(),
+        };
+        registry.register("key_fetches", "Times that the issuer's keys were asked for", fetches);
+        let access = Arc::clone(self);
+        let in_force = move || access.revocations.count(clock::unix_ms());
+        observe(registry, "revocations", "Revocations in force", in_force);
     }
 
     /// Whether no key is configured.
@@ -134,13 +163,29 @@ impl Access {
 
     /// Whom a credential belongs to. `now_ms` is since the Unix epoch.
     pub async fn identify(&self, credential: Option<&str>, now_ms: u64) -> Result<Caller, Rejection> {
+        let identified = self.find(credential, now_ms).await;
+        identified.map_err(|rejection| self.counted(rejection))
+    }
+
+    /// Counts what is refused before [`Access::identify`] could be asked.
+    pub fn counted(&self, rejection: Rejection) -> Rejection {
+        if let Some(reason) = rejection.reason() {
+            self.refused.of(reason).inc();
+        }
+        rejection
+    }
+
+    async fn find(&self, credential: Option<&str>, now_ms: u64) -> Result<Caller, Rejection> {
         let Some(guarded) = &self.guarded else { return Ok(Caller::anybody(None)) };
         let Some(credential) = credential else { return Ok(Caller::anonymous(&guarded.anonymous)) };
         if let Some(key) = api_key::find(&guarded.api_keys, credential) {
             return Ok(Caller::of_key(key, &guarded.anonymous));
         }
         let Some(tokens) = &guarded.tokens else {
-            return Err(Rejection::invalid("this is none of the configured API keys (auth.keys)"));
+            return Err(Rejection::invalid(
+                Reason::Unknown,
+                "this is none of the configured API keys (auth.keys)",
+            ));
         };
         let claims = tokens.verify(credential).await?;
         let caller = claims.into_caller(&tokens.policy, &guarded.anonymous, now_ms)?;

@@ -175,6 +175,7 @@ async fn start_on(
     scope.spawn_critical("controller", Arc::clone(&controller).run(position, served.clone()));
     let options = app_options(config, descriptors);
     let bodies = Bodies::new(&options.publish);
+    let limits = Limits::new(config.limits.options(descriptors));
     let metrics = Metrics::new(|registry| {
         http_metrics.register(registry);
         options.session.metrics.register(registry);
@@ -182,6 +183,9 @@ async fn start_on(
         tailer_metrics.register(registry, &pulses);
         publisher.register(registry);
         bodies.register(registry);
+        access.register(registry);
+        limits.register(registry);
+        controller.register(registry);
         log.register(registry);
     });
     let app = App {
@@ -190,7 +194,7 @@ async fn start_on(
         publisher,
         bodies,
         access,
-        limits: Limits::new(config.limits.options(descriptors)),
+        limits,
         controller,
         pulses,
         scope: scope.clone(),

@@ -69,7 +69,7 @@ use crate::tailer::Pulse;
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 
 const NO_SUCH_PATH: &str = "there are /events, /events/authenticated, /cursor, /channels, /channels/{channel}, \
-     /channels/{channel}/events,      /revocations, /healthz, /readyz and /metrics; try GET /events?channels=demo";
+     /channels/{channel}/events, /revocations, /healthz, /readyz and /metrics; try GET /events?channels=demo";
 
 /// What handlers share.
 pub struct App {

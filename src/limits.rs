@@ -17,6 +17,8 @@ use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 use parking_lot::Mutex;
 
+use crate::metrics::{Counters, Registry, label, observe};
+
 /// Rates are kept for so many addresses or accounts; more share, at random.
 const RATES_MAX: u64 = 1 << 20;
 /// Rates that have recovered are forgotten once in so many looks.
@@ -65,6 +67,22 @@ pub enum Refused {
     TooMany(u32, u32),
 }
 
+/// A limit at which something was refused or slowed down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    ConnectionsMax,
+    ConnectionsPerIp,
+    ConnectionsPerUser,
+    ConnectRate,
+    PublishRate,
+}
+
+label!(
+    Limit, "limit",
+    ConnectionsMax => "connections_max", ConnectionsPerIp => "connections_per_ip",
+    ConnectionsPerUser => "connections_per_user", ConnectRate => "connect_rate", PublishRate => "publish_rate",
+);
+
 /// Who is held to a limit: an address, all of an IPv6 network, or an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(IpAddr);
@@ -85,6 +103,7 @@ pub struct Limits {
     streams: Mutex<Streams>,
     connects: Option<Rates>,
     publishes: Option<Rates>,
+    limited: Counters<Limit>,
 }
 
 #[derive(Default)]
@@ -114,30 +133,57 @@ impl Limits {
             streams: Mutex::default(),
             connects: options.connect_rate.map(Rates::new),
             publishes: options.publish_rate.map(Rates::new),
+            limited: Counters::default(),
         })
+    }
+
+    /// Registers how often limits were met, and what is remembered for it.
+    pub fn register(self: &Arc<Self>, registry: &mut Registry) {
+        let help = "Times that a limit refused a stream or events, or slowed a publisher down";
+        registry.register("limited", help, self.limited.clone());
+        let limits = Arc::clone(self);
+        let remembered = move || {
+            let rates = limits.connects.iter().chain(&limits.publishes);
+            rates.map(|rates| rates.limiter.len()).sum::<usize>()
+        };
+        observe(registry, "rates_remembered", "Addresses and publishers whose rates are known", remembered);
     }
 
     /// A place for one more stream.
     pub fn admit(self: &Arc<Self>, source: Source, user: Option<&Arc<str>>) -> Result<StreamPermit, Refused> {
+        self.try_admit(source, user).map_err(|(limit, refused)| {
+            self.limited.of(limit).inc();
+            refused
+        })
+    }
+
+    fn try_admit(
+        self: &Arc<Self>,
+        source: Source,
+        user: Option<&Arc<str>>,
+    ) -> Result<StreamPermit, (Limit, Refused)> {
         let options = &self.options;
         if let Some(rates) = &self.connects {
             let too_fast = "too many new event streams from this address (limits.connect_rate)";
-            rates.take(&source, 1, too_fast)?;
+            rates.take(&source, 1, too_fast).map_err(|refused| (Limit::ConnectRate, refused))?;
         }
         let mut streams = self.streams.lock();
         if streams.open >= options.connections_max {
-            return Err(Refused::Full);
+            return Err((Limit::ConnectionsMax, Refused::Full));
         }
-        let limited = |reason| Refused::Limited { reason, retry_after: Duration::from_secs(2) };
+        let limited =
+            |limit, reason| (limit, Refused::Limited { reason, retry_after: Duration::from_secs(2) });
         let held = streams.by_source.get(&source).copied().unwrap_or(0);
         if options.connections_per_ip.is_some_and(|max| held >= max) {
             return Err(limited(
+                Limit::ConnectionsPerIp,
                 "this address has as many event streams as one may have (limits.connections_per_ip)",
             ));
         }
         let held = user.and_then(|user| streams.by_user.get(user)).copied().unwrap_or(0);
         if options.connections_per_user.is_some_and(|max| held >= max) {
             return Err(limited(
+                Limit::ConnectionsPerUser,
                 "this user has as many event streams as one may have (limits.connections_per_user)",
             ));
         }
@@ -161,10 +207,13 @@ impl Limits {
         let Some(rates) = &self.publishes else { return Ok(()) };
         let events = u32::try_from(events).unwrap_or(u32::MAX);
         let too_fast = "too many events from this publisher (limits.publish_rate)";
-        match account {
+        let taken = match account {
             Some(account) => rates.take(&account, events, too_fast),
             None => rates.take(&source, events, too_fast),
-        }
+        };
+        taken.inspect_err(|_| {
+            self.limited.of(Limit::PublishRate).inc();
+        })
     }
 
     /// How many events may be published at once, if that is limited.
@@ -262,6 +311,7 @@ mod tests {
         assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
     }
 
+    /// Seen to fail with the count of an address that is not given back.
     #[test]
     fn a_place_is_free_again_once_its_stream_is_gone() {
         let limits = Limits::new(LimitOptions {

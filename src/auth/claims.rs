@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::caller::Caller;
 use super::rights::Granted;
-use super::{Rejection, TokenPolicy};
+use super::{Reason, Rejection, TokenPolicy};
 
 /// Longest user id in bytes.
 const USER_BYTES_MAX: usize = 200;
@@ -38,12 +38,12 @@ impl Claims {
     ) -> Result<Caller, Rejection> {
         let leeway = millis(policy.leeway);
         let Some(NumericDate(exp)) = self.exp else {
-            return Err(Rejection::invalid("the token has no exp, which is required"));
+            return Err(Rejection::invalid(Reason::Claims, "the token has no exp, which is required"));
         };
         if let Some(NumericDate(nbf)) = self.nbf
             && now_ms.saturating_add(leeway) < nbf
         {
-            return Err(Rejection::invalid("the token is not valid yet (nbf)"));
+            return Err(Rejection::invalid(Reason::NotYetValid, "the token is not valid yet (nbf)"));
         }
         let outlived = self.iat.map(|NumericDate(iat)| iat.saturating_add(millis(policy.lifetime_max)));
         let ends_at_ms = exp.min(outlived.unwrap_or(u64::MAX)).saturating_add(leeway);
@@ -56,11 +56,12 @@ impl Claims {
                 _ => "the token has expired".to_owned(),
             }));
         }
-        check_one_of("iss", "auth.jwt.issuer", &policy.issuers, self.iss.as_slice())?;
+        check_one_of(Reason::Issuer, &policy.issuers, self.iss.as_slice())?;
         let audiences = self.aud.as_ref().map_or(&[][..], OneOrMany::as_slice);
-        check_one_of("aud", "auth.jwt.audience", &policy.audiences, audiences)?;
+        check_one_of(Reason::Audience, &policy.audiences, audiences)?;
         if let Some(sub) = &self.sub {
-            check_user(sub).map_err(|reason| Rejection::invalid(format!("the token's sub: {reason}")))?;
+            check_user(sub)
+                .map_err(|reason| Rejection::invalid(Reason::Claims, format!("the token's sub: {reason}")))?;
         }
         let granted = self.headwater.unwrap_or_default();
         Ok(Caller::of_token(self.sub.as_deref(), self.jti, ends_at_ms, &granted, anonymous))
@@ -75,11 +76,15 @@ pub fn check_user(user: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_one_of(claim: &str, key: &str, wanted: &[String], said: &[String]) -> Result<(), Rejection> {
+fn check_one_of(reason: Reason, wanted: &[String], said: &[String]) -> Result<(), Rejection> {
     if wanted.is_empty() || said.iter().any(|said| wanted.contains(said)) {
         return Ok(());
     }
-    Err(Rejection::invalid(format!("the token's {claim} is none of {key}")))
+    let text = match reason {
+        Reason::Issuer => "the token's iss is none of auth.jwt.issuer",
+        _ => "the token's aud is none of auth.jwt.audience",
+    };
+    Err(Rejection::invalid(reason, text))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::claims::Claims;
 use super::jwks::Publicity;
 use super::keys::{Algorithm, KeySet, Unverifiable, Unverified};
+use super::metrics::Fetch;
 use super::{Rejection, jwks};
+use crate::metrics::Counters;
 
 /// Between two fetches, whoever asks.
 pub const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(10);
@@ -70,6 +72,7 @@ pub struct Issuer {
     interval_min: Duration,
     wanted: Notify,
     known: watch::Sender<Known>,
+    fetches: Counters<Fetch>,
 }
 
 #[derive(Clone, Default)]
@@ -97,7 +100,13 @@ impl Issuer {
         }
         let http = http.build().map_err(|error| format!("cannot fetch keys: {error}"))?;
         let known = watch::Sender::new(Known::default());
-        Ok(Self { url, http, allowed, interval_min, wanted: Notify::new(), known })
+        let fetches = Counters::default();
+        Ok(Self { url, http, allowed, interval_min, wanted: Notify::new(), known, fetches })
+    }
+
+    /// Counts what became of fetching.
+    pub(super) fn fetches(&self) -> Counters<Fetch> {
+        self.fetches.clone()
     }
 
     /// Keeps the keys up to date until `ended`.
@@ -120,6 +129,7 @@ impl Issuer {
                 tracing::info!(url = %self.url, "the issuer's keys were fetched again");
             }
             let failed = fetched.is_err();
+            self.fetches.of(if failed { Fetch::Failed } else { Fetch::Fetched }).inc();
             self.known.send_modify(|known| {
                 known.next_at = Some(next_at);
                 match fetched {
@@ -155,17 +165,17 @@ impl Issuer {
         let mut known = updates.borrow_and_update().clone();
         let mut asked = false;
         loop {
-            let reason = match known.keys.as_ref().map(|keys| keys.verify(token)) {
+            let rejection = match known.keys.as_ref().map(|keys| keys.verify(token)) {
                 Some(Ok(claims)) => return Ok(claims),
                 Some(Err(Unverifiable::Refused(rejection))) => return Err(rejection),
-                Some(Err(Unverifiable::NoSuchKey(reason))) => Some(reason),
+                Some(Err(Unverifiable::NoSuchKey(rejection))) => Some(rejection),
                 None => None,
             };
             let may_fetch = known.next_at.is_none_or(|at| at <= Instant::now());
             if asked || !may_fetch {
                 // Without an answer from the issuer nobody can say that the key does not exist.
-                return Err(match (known.failure, reason) {
-                    (None, Some(reason)) => Rejection::Invalid(reason),
+                return Err(match (known.failure, rejection) {
+                    (None, Some(rejection)) => rejection,
                     (failure, _) => {
                         Rejection::KeysUnavailable(failure.unwrap_or_else(|| "not fetched yet".to_owned()))
                     }

@@ -10,9 +10,9 @@ pub use jsonwebtoken::Algorithm;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, Header, Validation};
 
-use super::Rejection;
 use super::claims::Claims;
 use super::jwks::{self, Publicity};
+use super::{Reason, Rejection};
 
 /// A secret with fewer bytes can be guessed from a token (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -132,31 +132,36 @@ pub(super) struct Unverified<'a> {
 pub(super) enum Unverifiable {
     /// No key has the name that the token gives, or none of them made the signature of a token that gives none:
     /// another set of keys might do.
-    NoSuchKey(String),
+    NoSuchKey(Rejection),
     /// The token is at fault.
     Refused(Rejection),
 }
 
 impl Unverifiable {
     pub(super) fn into_rejection(self) -> Rejection {
-        match self {
-            Self::NoSuchKey(reason) => Rejection::Invalid(reason),
-            Self::Refused(rejection) => rejection,
-        }
+        let (Self::NoSuchKey(rejection) | Self::Refused(rejection)) = self;
+        rejection
     }
 }
 
 impl<'a> Unverified<'a> {
     pub(super) fn parse(token: &'a str) -> Result<Self, Rejection> {
         if token.matches('.').count() != 2 {
-            return Err(Rejection::invalid("this is neither a JWT nor one of the configured API keys"));
+            return Err(Rejection::invalid(
+                Reason::Unknown,
+                "this is neither a JWT nor one of the configured API keys",
+            ));
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| {
-            Rejection::invalid("the token's header is none, or its alg is none that is known")
+            Rejection::invalid(
+                Reason::Malformed,
+                "the token's header is none, or its alg is none that is known",
+            )
         })?;
         if header.crit.is_some() {
             // RFC 7515, section 4.1.11: whoever does not understand an extension that is critical must refuse.
             return Err(Rejection::invalid(
+                Reason::Malformed,
                 "the token's header has critical extensions (crit), which are not understood",
             ));
         }
@@ -239,13 +244,14 @@ impl KeySet {
         let named = |key: &&VerifyingKey| key.kid.is_none() || kid.is_none() || key.kid == *kid;
         let mut named = self.keys.iter().filter(named).peekable();
         if named.peek().is_none() {
-            return Err(Unverifiable::NoSuchKey("no key has the token's kid".to_owned()));
+            let rejection = Rejection::invalid(Reason::Key, "no key has the token's kid");
+            return Err(Unverifiable::NoSuchKey(rejection));
         }
         let mut usable = named.filter(|key| key.algorithms.contains(alg)).peekable();
         if usable.peek().is_none() {
-            let reason =
+            let text =
                 format!("the token's alg {} is not allowed (auth.jwt.algorithms)", algorithm_name(*alg));
-            return Err(Unverifiable::Refused(Rejection::Invalid(reason)));
+            return Err(Unverifiable::Refused(Rejection::Invalid(Reason::Algorithm, text)));
         }
         for key in usable {
             match decode(token.token, key) {
@@ -254,10 +260,11 @@ impl KeySet {
                 Err(error) => return Err(Unverifiable::Refused(malformed(&error))),
             }
         }
-        let reason = "the token's signature was not made with a key of this broker's".to_owned();
+        let text = "the token's signature was not made with a key of this broker's";
+        let rejection = Rejection::invalid(Reason::Signature, text);
         Err(match kid {
-            None => Unverifiable::NoSuchKey(reason),
-            Some(_) => Unverifiable::Refused(Rejection::Invalid(reason)),
+            None => Unverifiable::NoSuchKey(rejection),
+            Some(_) => Unverifiable::Refused(rejection),
         })
     }
 }
@@ -281,11 +288,10 @@ fn decode(token: &str, key: &VerifyingKey) -> Result<Claims, jsonwebtoken::error
 }
 
 fn malformed(error: &jsonwebtoken::errors::Error) -> Rejection {
-    Rejection::invalid(match error.kind() {
-        ErrorKind::Json(_) => {
-            "a claim of the token is not of its type, as in \"exp\": 1900000000, \"sub\": \"42\" and \
-             \"headwater\": {\"subscribe\": [\"news.*\"]}"
-        }
-        _ => "the token is malformed",
-    })
+    let ErrorKind::Json(_) = error.kind() else {
+        return Rejection::invalid(Reason::Malformed, "the token is malformed");
+    };
+    let text = "a claim of the token is not of its type, as in \"exp\": 1900000000, \"sub\": \"42\" and \
+                \"headwater\": {\"subscribe\": [\"news.*\"]}";
+    Rejection::invalid(Reason::Claims, text)
 }

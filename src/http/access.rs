@@ -77,7 +77,8 @@ async fn caller(app: &App, needs: Needs, request: &Parts) -> Result<Caller, Refu
     if app.access.is_open() {
         return Ok(Caller::anybody(self_styled_user(needs, &query)?));
     }
-    let presented = presented(&request.headers, &query, &app.options.cookie).map_err(Problem::from)?;
+    let presented = presented(&request.headers, &query, &app.options.cookie)
+        .map_err(|rejection| Problem::from(app.access.counted(rejection)))?;
     let credential = presented.as_ref().map(|(_, credential)| &**credential);
     let identified = app.access.identify(credential, clock::unix_ms()).await;
     let caller = identified.map_err(|rejection| match rejection {
@@ -121,7 +122,8 @@ fn check_page(allowed: &AllowedOrigins, request: &Parts) -> Result<(), Problem> 
     Err(Problem::new(
         Code::ForbiddenOrigin,
         format!(
-            "a write that a cookie authenticates needs the Origin of this site, or one of cors.allowed_origins, and it              is {}; programs send the token as Authorization: Bearer",
+            "a write that a cookie authenticates needs the Origin of this site, or one of cors.allowed_origins, and it \
+             is {}; programs send the token as Authorization: Bearer",
             origin.unwrap_or("absent")
         ),
     ))
@@ -164,7 +166,7 @@ fn presented<'a>(
         headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| bearer(value.as_bytes()));
     if let Some(first) = bearers.next() {
         if bearers.next().is_some() {
-            return Err(Rejection::Invalid("the request has several Authorization headers".to_owned()));
+            return Err(Rejection::ambiguous("the request has several Authorization headers"));
         }
         let text = std::str::from_utf8(first).unwrap_or_default().trim();
         return Ok(Some((Carrier::Header, Cow::Borrowed(text))));
@@ -209,7 +211,7 @@ impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let code = match rejection {
             Rejection::Missing(_) => Code::TokenRequired,
-            Rejection::Invalid(_) => Code::TokenInvalid,
+            Rejection::Invalid(..) => Code::TokenInvalid,
             Rejection::Expired(_) => Code::TokenExpired,
             Rejection::Revoked => Code::TokenRevoked,
             Rejection::KeysUnavailable(_) => Code::Unavailable,

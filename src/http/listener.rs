@@ -15,7 +15,6 @@ use super::connection::Connection;
 use super::metrics::HttpMetrics;
 use super::peer::Introduced;
 use super::tls::Tls;
-use super::waiting::Waiting;
 use crate::lifecycle::Scope;
 
 /// A pause after an accept that failed for want of a resource, most often file descriptors.
@@ -60,9 +59,8 @@ async fn accept(
     scope: &Scope,
     metrics: &HttpMetrics,
 ) {
-    let connections = &metrics.connections;
+    let HttpMetrics { connections, waiting, .. } = metrics;
     let mut exhausted = false;
-    let waiting = Waiting::new(options.waiting_max);
     while let Some(accepted) = scope.soft().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((socket, address)) => {
@@ -70,7 +68,7 @@ async fn accept(
                     tracing::info!("connections are accepted again");
                 }
                 metrics.accepted.inc();
-                let seat = Arc::new(waiting.take());
+                let seat = Arc::new(waiting.take(options.waiting_max));
                 let connection = Connection {
                     router: Introduced::new(router.clone(), address.ip(), Arc::clone(&seat)),
                     tls: tls.cloned(),

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::App;
 use super::problem::Code;
+use super::waiting::Waiting;
 use crate::metrics::{Counter, Counters, Label, Metrics, Registry, observe};
 
 impl Label for Code {
@@ -26,6 +27,8 @@ impl Label for Code {
 pub struct HttpMetrics {
     /// The tasks that serve connections, one each.
     pub(super) connections: TaskTracker,
+    /// Those that have not sent a whole head yet.
+    pub(super) waiting: Arc<Waiting>,
     pub(super) accepted: Counter,
     refusals: Counters<Code>,
 }
@@ -33,7 +36,8 @@ pub struct HttpMetrics {
 impl HttpMetrics {
     /// Registers what is counted.
     pub fn register(&self, registry: &mut Registry) {
-        let Self { connections, accepted, refusals } = self.clone();
+        let Self { connections, waiting, accepted, refusals } = self.clone();
+        waiting.register(registry);
         observe(registry, "connections", "Open sockets of clients", move || connections.len());
         registry.register("connections_accepted", "Sockets of clients that were accepted", accepted);
         registry.register(

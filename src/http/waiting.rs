@@ -10,13 +10,16 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::metrics::{Counter, Registry, observe};
+
 /// All that wait on one listener.
+#[derive(Debug, Default)]
 pub(super) struct Waiting {
-    max: usize,
     seats: Mutex<Seats>,
+    dismissed: Counter,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Seats {
     next: u64,
     /// The oldest first.
@@ -31,27 +34,34 @@ pub(super) struct Seat {
 }
 
 impl Waiting {
-    pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max, seats: Mutex::default() })
+    /// Registers how many wait, and how many had to make room.
+    pub(super) fn register(self: &Arc<Self>, registry: &mut Registry) {
+        let waiting = Arc::clone(self);
+        let seats = move || waiting.seats.lock().by_age.len();
+        observe(registry, "connections_waiting", "Sockets that have not sent a whole head yet", seats);
+        let help = "Sockets without a request that were closed to make room for others";
+        registry.register("connections_dismissed", help, self.dismissed.clone());
     }
 
-    /// A seat for a connection that was just accepted; the oldest ones make room.
-    pub(super) fn take(self: &Arc<Self>) -> Seat {
+    /// A seat for a connection that was just accepted; beyond `max` the oldest ones make room.
+    pub(super) fn take(self: &Arc<Self>, max: usize) -> Seat {
         let called = Arc::new(Notify::new());
         let mut seats = self.seats.lock();
         let number = seats.next;
         seats.next += 1;
         seats.by_age.insert(number, Arc::clone(&called));
-        while seats.by_age.len() > self.max {
-            seats.dismiss_oldest();
-        }
+        let surplus = seats.by_age.len().saturating_sub(max);
+        let dismissed = (0..surplus).filter(|_| seats.dismiss_oldest()).count();
         drop(seats);
+        self.dismissed.inc_by(dismissed as u64);
         Seat { waiting: Arc::clone(self), number, called }
     }
 
     /// Has the one that waits longest make room; false when nobody waits.
     pub(super) fn dismiss_oldest(&self) -> bool {
-        self.seats.lock().dismiss_oldest()
+        let is_somebody = self.seats.lock().dismiss_oldest();
+        self.dismissed.inc_by(u64::from(is_somebody));
+        is_somebody
     }
 }
 
@@ -95,18 +105,20 @@ mod tests {
     /// Seen to fail with a seat that is kept once its connection is served.
     #[test]
     fn the_oldest_that_sent_nothing_makes_room() {
-        let waiting = Waiting::new(2);
-        let served = waiting.take();
+        let waiting = Arc::new(Waiting::default());
+        let take = || waiting.take(2);
+        let served = take();
         served.is_served();
-        let (first, second) = (waiting.take(), waiting.take());
+        let (first, second) = (take(), take());
         assert!(!is_dismissed(&served), "whoever is served stays");
-        let third = waiting.take();
+        let third = take();
         assert!(is_dismissed(&first) && !is_dismissed(&second) && !is_dismissed(&third));
         drop(second);
-        let fourth = waiting.take();
+        let fourth = take();
         assert!(!is_dismissed(&third), "there was room");
         assert!(waiting.dismiss_oldest() && is_dismissed(&third));
         fourth.is_served();
         assert!(!waiting.dismiss_oldest() && !is_dismissed(&fourth), "nobody waits");
+        assert_eq!(waiting.dismissed.get(), 2);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::support::tokens::{SECRET, admin_claims, hs256, now, token};
 use crate::support::{Broker, Metrics, Proxy, Redis, Store, Subscribe, until};
 
 /// Names of metrics with their types and labels.
@@ -158,6 +159,61 @@ both_stores!(
     pages_that_nobody_needs_are_let_go,
 );
 
+/// Seen to fail with each of these counters not counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_credentials_revocations_and_limits_show() {
+    let builder = Broker::on(Store::Embedded).await.set("auth.jwt.secret", SECRET);
+    let builder = builder.set("auth.jwt.audience", "a").set("auth.jwt.issuer", "i");
+    let broker =
+        builder.set("limits.connections_per_ip", "1").set("limits.publish_rate", "1/h").start().await;
+    let claims = |changes: Value| {
+        let mut claims = admin_claims();
+        for more in [json!({"aud": "a", "iss": "i", "jti": "t"}), changes] {
+            claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        }
+        claims
+    };
+    let good = broker.http.bearing(&token(&claims(json!({}))));
+    let header = |alg: &str| json!({"alg": alg});
+    for (reason, presented) in [
+        ("unknown", "no-such-key".to_owned()),
+        ("malformed", "a.b.c".to_owned()),
+        ("algorithm", hs256(SECRET.as_bytes(), &header("HS512"), &claims(json!({})))),
+        ("signature", hs256(b"another", &header("HS256"), &claims(json!({})))),
+        ("claims", token(&claims(json!({"exp": null})))),
+        ("not_yet_valid", token(&claims(json!({"nbf": now() + 600})))),
+        ("issuer", token(&claims(json!({"iss": "j"})))),
+        ("audience", token(&claims(json!({"aud": "b"})))),
+        ("expired", token(&claims(json!({"exp": now() - 1})))),
+    ] {
+        broker.http.bearing(&presented).get("/cursor").await.expect(401);
+        let series = format!("headwater_credentials_refused_total{{reason=\"{reason}\"}}");
+        assert_eq!(broker.metrics().get(&series), 1, "{series}");
+    }
+    assert_eq!(broker.metrics().get("headwater_credentials_refused_total"), 9);
+
+    let mut reader = Subscribe::to(&["a"]).bearing(&token(&claims(json!({})))).connect(broker.addr).await;
+    good.get("/events?channels=a").await.expect(429);
+    good.publish("a", 1).await;
+    assert_eq!(reader.one().await, "1");
+    good.post("/channels/a/events", &json!({"data": 2})).await.expect(429);
+    good.post("/revocations", &json!({"jti": "t"})).await.expect(201);
+    assert_eq!(reader.next_control("closing").await.json()["reason"], "revoked");
+    good.get("/cursor").await.expect(401);
+    let after = broker.metrics();
+    for (series, expected) in [
+        ("headwater_credentials_refused_total{reason=\"revoked\"}", 1),
+        ("headwater_limited_total{limit=\"connections_per_ip\"}", 1),
+        ("headwater_limited_total{limit=\"publish_rate\"}", 1),
+        ("headwater_limited_total", 2),
+        ("headwater_rates_remembered", 1),
+        ("headwater_revocations", 1),
+        ("headwater_closings_total{reason=\"revoked\"}", 1),
+    ] {
+        assert_eq!(after.get(series), expected, "{series}");
+    }
+}
+
 /// Seen to fail with the number of connections at the start of each purpose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_redis_are_watched() {
@@ -165,14 +221,18 @@ async fn connections_to_redis_are_watched() {
     let proxy = Proxy::to(redis.port()).await;
     let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
     let start = broker.metrics();
-    assert_eq!(start.get("headwater_redis_connections"), 7, "append, news, one partition, a pool of 4");
+    assert_eq!(
+        start.get("headwater_redis_connections"),
+        8,
+        "append, news, one partition, a pool of 4, control"
+    );
     assert_eq!(start.get("headwater_redis_reconnects_total"), 0, "the first connection is none made anew");
     proxy.cut();
     until("every connection was made anew", async || {
         let now = broker.metrics();
         let (up, anew) =
             (now.get("headwater_redis_connections"), now.get("headwater_redis_reconnects_total"));
-        (up == 7 && anew == 7).then_some(())
+        (up == 8 && anew == 8).then_some(())
     })
     .await;
     assert!(broker.metrics().get("headwater_tailer_failures_total") >= 1);

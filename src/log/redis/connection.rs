@@ -145,6 +145,7 @@ impl Connections {
             Purpose::News => vec![&self.news],
             Purpose::Follow => self.followers.iter().map(Follower::client).collect(),
             Purpose::History => self.reads.clients().iter().collect(),
+            Purpose::Control => vec![&self.control],
         }
     }
 

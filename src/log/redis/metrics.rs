@@ -20,11 +20,13 @@ pub(super) enum Purpose {
     News,
     Follow,
     History,
+    Control,
 }
 
 label!(
     Purpose, "purpose",
     Append => "append", News => "news", Follow => "follow", History => "history",
+    Control => "control",
 );
 
 /// Connections of one purpose and how often they were made anew.
