@@ -47,6 +47,10 @@ chaos: setup ## Break things for a long time: two nodes, their networks and thei
 soak: setup ## Connect, subscribe, publish and leave 200,000 times, and look at the memory
 	HEADWATER_SOAK_CYCLES=$${HEADWATER_SOAK_CYCLES:-200000} $(CARGO) test --locked --release --test it soak:: -- --nocapture --test-threads 1
 
+.PHONY: flood
+flood: setup ## Open 2,000 connections a second for nothing for 20 s, and look at the others' latency
+	HEADWATER_FLOOD_SECONDS=$${HEADWATER_FLOOD_SECONDS:-20} $(CARGO) test --locked --release --test it flood:: -- --nocapture
+
 .PHONY: bench
 bench: ## Measure the hot functions, and the function library in Redis
 	$(CARGO) bench --locked --bench hot

@@ -2,7 +2,7 @@
 //! connected and gets everything, and whoever has a token gets in.
 //!
 //! What it costs them is printed and not asserted: the flood is made on the same machine, and the machine may have
-//! other things to do. `cargo test --release --test it flood -- --nocapture` shows it.
+//! other things to do. `make flood` runs it for 20 s against a release build and shows it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -19,8 +19,8 @@ use crate::support::tokens::{SECRET, admin_claims, token};
 use crate::support::{Broker, Http, Store, Subscribe, until, within};
 
 const SUBSCRIBERS: usize = 40;
-const CALM: Duration = Duration::from_secs(5);
-const FLOOD: Duration = Duration::from_secs(20);
+/// How long the flood lasts unless `HEADWATER_FLOOD_SECONDS` says otherwise; the calm before it a quarter of that.
+const FLOOD: Duration = Duration::from_secs(4);
 /// Of each kind.
 const ATTEMPTS_PER_SECOND: usize = 1_000;
 const TICK: Duration = Duration::from_millis(10);
@@ -103,29 +103,31 @@ async fn a_flood_of_connections_ends_no_stream_and_keeps_nobody_with_a_token_out
     for _ in 0..SUBSCRIBERS {
         streams.push(Subscribe::to(&["a"]).bearing(&good).connect(broker.addr).await);
     }
+    let given = std::env::var("HEADWATER_FLOOD_SECONDS").ok();
+    let length = given.map_or(FLOOD, |text| Duration::from_secs(text.parse().expect("a number of seconds")));
     let began = Instant::now();
-    let calm = measure(&publisher, &mut streams, began, CALM).await;
+    let calm = measure(&publisher, &mut streams, began, length / 4).await;
 
     let (attempts, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut flooding = JoinSet::new();
     flooding.spawn(flood(broker.addr, held_max, Arc::clone(&attempts), Arc::clone(&refused)));
     until("the flood has begun", async || (refused.load(Ordering::Relaxed) > 0).then_some(())).await;
-    let half = measure(&publisher, &mut streams, began, FLOOD / 2).await;
+    let half = measure(&publisher, &mut streams, began, length / 2).await;
     let newcomer =
         within("a newcomer gets in", Subscribe::to(&["a"]).bearing(&good).connect(broker.addr)).await;
     drop(newcomer);
     broker.http.get("/healthz").await.expect(200);
-    let mut flooded = measure(&publisher, &mut streams, began, FLOOD / 2).await;
+    let mut flooded = measure(&publisher, &mut streams, began, length / 2).await;
     flooding.abort_all();
     flooded.extend(half);
     flooded.sort_unstable();
 
     assert_eq!(streams.len(), SUBSCRIBERS, "each got every event in order, or the reading would have failed");
     let (attempts, refused) = (attempts.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
-    assert!(refused > 1_000, "the attempts without a token were answered: {refused}");
+    assert!(refused > 100, "the attempts without a token were answered: {refused}");
     let ratio = p99(&flooded).as_secs_f64() / p99(&calm).as_secs_f64();
     eprintln!(
-        "{attempts} attempts in {FLOOD:?}, {refused} refused; p50 {:?} -> {:?}, p99 {:?} -> {:?}, ratio {ratio:.1}",
+        "{attempts} attempts in {length:?}, {refused} refused; p50 {:?} -> {:?}, p99 {:?} -> {:?}, ratio {ratio:.1}",
         calm[calm.len() / 2],
         flooded[flooded.len() / 2],
         p99(&calm),

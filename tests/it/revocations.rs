@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::support::tokens::{SECRET, admin_claims, claims, now, token};
-use crate::support::{Broker, Http, Mode, Proxy, Redis, Store, Subscribe, until};
+use crate::support::{Broker, Http, Mode, Proxy, Redis, Setup, Subscribe, until};
 
 fn admin(broker: &Broker) -> Http {
     broker.http.bearing(&token(&admin_claims()))
@@ -23,8 +23,8 @@ async fn status_of(broker: &Broker, token: &str) -> u16 {
 }
 
 /// Seen to fail with a token that is not looked up among the revocations, and with a revocation that ends no streams.
-async fn a_revoked_token_ends_its_streams_and_is_refused_after(store: Store) {
-    let mut broker = Broker::on(store).await.set("auth.jwt.secret", SECRET).start().await;
+async fn a_revoked_token_ends_its_streams_and_is_refused_after(setup: Setup) {
+    let mut broker = Broker::on(setup).await.set("auth.jwt.secret", SECRET).start().await;
     let (first, second) = (token_of("ann", "1"), token_of("ann", "2"));
     let bob = token_of("bob", "3");
     let open = async |token: &str| Subscribe::to(&["a"]).bearing(token).connect(broker.addr).await;
@@ -54,8 +54,8 @@ async fn a_revoked_token_ends_its_streams_and_is_refused_after(store: Store) {
     assert_eq!(status_of(&broker, &bob).await, 200);
 }
 
-async fn a_revocation_ends_by_itself_and_can_be_lifted(store: Store) {
-    let broker = Broker::on(store).await.set("auth.jwt.secret", SECRET).start().await;
+async fn a_revocation_ends_by_itself_and_can_be_lifted(setup: Setup) {
+    let broker = Broker::on(setup).await.set("auth.jwt.secret", SECRET).start().await;
     let (ann, bob) = (token_of("ann", "1"), token_of("bob", "2"));
     admin(&broker).post("/revocations", &json!({"sub": "ann", "until": now() + 2})).await.expect(201);
     admin(&broker)
@@ -75,7 +75,7 @@ async fn a_revocation_ends_by_itself_and_can_be_lifted(store: Store) {
     }
 }
 
-both_stores!(
+both_paths!(
     a_revoked_token_ends_its_streams_and_is_refused_after,
     a_revocation_ends_by_itself_and_can_be_lifted
 );
