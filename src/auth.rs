@@ -106,6 +106,8 @@ pub struct Tokens {
 pub struct Access {
     /// `None`: no key is configured, and everybody may do everything.
     guarded: Option<Guarded>,
+    /// Whoever presents nothing. They share what is known of them, as an idle stream should cost little.
+    nobody: Caller,
     /// Tokens that an administrator ended.
     pub revocations: Revocations,
     refused: Counters<Reason>,
@@ -115,22 +117,28 @@ struct Guarded {
     api_keys: Vec<ApiKey>,
     tokens: Option<Tokens>,
     /// Subscribe patterns of whoever presents nothing, and of everybody else.
-    anonymous: Vec<String>,
+    everybody: Vec<String>,
 }
 
 impl Access {
     /// Everybody may do everything.
     pub fn open() -> Self {
-        Self::new(None)
+        Self::new(None, Caller::anybody(None))
     }
 
     /// Rights go by credentials; `anonymous` is what can be subscribed to without one.
     pub fn guarded(api_keys: Vec<ApiKey>, tokens: Option<Tokens>, anonymous: Vec<String>) -> Self {
-        Self::new(Some(Guarded { api_keys, tokens, anonymous }))
+        let nobody = Caller::anonymous(&anonymous);
+        Self::new(Some(Guarded { api_keys, tokens, everybody: anonymous }), nobody)
     }
 
-    fn new(guarded: Option<Guarded>) -> Self {
-        Self { guarded, revocations: Revocations::default(), refused: Counters::default() }
+    fn new(guarded: Option<Guarded>, nobody: Caller) -> Self {
+        Self { guarded, nobody, revocations: Revocations::default(), refused: Counters::default() }
+    }
+
+    /// Whoever presents nothing: everybody at an open broker, otherwise somebody anonymous.
+    pub fn nobody(&self) -> Caller {
+        self.nobody.clone()
     }
 
     /// Registers what is counted, and how many revocations are in force.
@@ -176,10 +184,9 @@ impl Access {
     }
 
     async fn find(&self, credential: Option<&str>, now_ms: u64) -> Result<Caller, Rejection> {
-        let Some(guarded) = &self.guarded else { return Ok(Caller::anybody(None)) };
-        let Some(credential) = credential else { return Ok(Caller::anonymous(&guarded.anonymous)) };
+        let (Some(guarded), Some(credential)) = (&self.guarded, credential) else { return Ok(self.nobody()) };
         if let Some(key) = api_key::find(&guarded.api_keys, credential) {
-            return Ok(Caller::of_key(key, &guarded.anonymous));
+            return Ok(Caller::of_key(key, &guarded.everybody));
         }
         let Some(tokens) = &guarded.tokens else {
             return Err(Rejection::invalid(
@@ -188,7 +195,7 @@ impl Access {
             ));
         };
         let claims = tokens.verify(credential).await?;
-        let caller = claims.into_caller(&tokens.policy, &guarded.anonymous, now_ms)?;
+        let caller = claims.into_caller(&tokens.policy, &guarded.everybody, now_ms)?;
         self.still_valid(&caller, now_ms)?;
         Ok(caller)
     }

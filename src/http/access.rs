@@ -71,11 +71,12 @@ impl From<Problem> for Refused {
 async fn caller(app: &App, needs: Needs, request: &Parts) -> Result<Caller, Refused> {
     let is_protected = needs != Needs::Figures || app.options.protect_metrics;
     if needs == Needs::Nothing || !is_protected {
-        return Ok(Caller::anybody(None));
+        return Ok(app.access.nobody());
     }
     let query = Query::parse(request.uri.query())?;
     if app.access.is_open() {
-        return Ok(Caller::anybody(self_styled_user(needs, &query)?));
+        let user = self_styled_user(needs, &query)?;
+        return Ok(user.map_or_else(|| app.access.nobody(), |user| Caller::anybody(Some(user))));
     }
     let presented = presented(&request.headers, &query, &app.options.cookie)
         .map_err(|rejection| Problem::from(app.access.counted(rejection)))?;
