@@ -17,6 +17,8 @@ pub mod embedded;
 pub mod redis;
 pub mod retention;
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -265,6 +267,32 @@ pub struct ListQuery {
     pub cursor: Option<String>,
     /// At most this many names.
     pub limit: usize,
+    /// Whose names whoever lists may know.
+    pub visible: Visible,
+}
+
+/// Some channels' names are not for everybody: those stand nowhere in a list, not in its cursor either.
+#[derive(Clone, Default)]
+pub struct Visible(Option<Arc<IsVisible>>);
+
+type IsVisible = dyn Fn(&Channel) -> bool + Send + Sync;
+
+impl Visible {
+    /// Only channels for which this is true.
+    pub fn only(is_visible: impl Fn(&Channel) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(is_visible)))
+    }
+
+    /// Whether the name may be told.
+    pub fn includes(&self, channel: &Channel) -> bool {
+        self.0.as_ref().is_none_or(|is_visible| is_visible(channel))
+    }
+}
+
+impl fmt::Debug for Visible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "some" } else { "all" })
+    }
 }
 
 /// Some channels, and where the next page starts.

@@ -83,7 +83,7 @@ async fn caller(app: &App, needs: Needs, request: &Parts) -> Result<Caller, Refu
     let credential = presented.as_ref().map(|(_, credential)| &**credential);
     let identified = app.access.identify(credential, clock::unix_ms()).await;
     let caller = identified.map_err(|rejection| match rejection {
-        Rejection::KeysUnavailable(_) if accepts_events(&request.headers) => {
+        Rejection::KeysUnavailable(_) if asks_for_events(request) => {
             Refused::ForNow(ClosingReason::Unavailable)
         }
         rejection => Problem::from(rejection).into(),
@@ -95,12 +95,20 @@ async fn caller(app: &App, needs: Needs, request: &Parts) -> Result<Caller, Refu
     Ok(caller)
 }
 
+/// Whether an `EventSource` waits for the answer; a program that merely takes events does not.
+fn asks_for_events(request: &Parts) -> bool {
+    let path = request.uri.path();
+    request.method == Method::GET
+        && matches!(path, "/events" | "/events/authenticated")
+        && accepts_events(&request.headers)
+}
+
 /// At an open broker a subscriber says who they are.
 fn self_styled_user(needs: Needs, query: &Query) -> Result<Option<Arc<str>>, Problem> {
     if !matches!(needs, Needs::Reader | Needs::User) {
         return Ok(None);
     }
-    let user = query.first("user").filter(|user| !user.is_empty());
+    let user = query.single("user")?.filter(|user| !user.is_empty());
     if let Some(user) = user {
         check_user(user).map_err(|reason| Problem::query("user", reason))?;
     } else if needs == Needs::User {
@@ -172,7 +180,8 @@ fn presented<'a>(
         let text = std::str::from_utf8(first).unwrap_or_default().trim();
         return Ok(Some((Carrier::Header, Cow::Borrowed(text))));
     }
-    if let Some(token) = query.first("access_token").filter(|token| !token.is_empty()) {
+    let several = |_| Rejection::ambiguous("the query has several parameters access_token");
+    if let Some(token) = query.single("access_token").map_err(several)?.filter(|token| !token.is_empty()) {
         return Ok(Some((Carrier::Query, Cow::Borrowed(token))));
     }
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -270,5 +279,7 @@ mod tests {
         assert_eq!(found(&[("authorization", "Bearerh")], ""), None);
         let twice = headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")]);
         assert!(presented(&twice, &Query::parse(None).unwrap(), "c").is_err());
+        let twice = Query::parse(Some("access_token=a&access_token=b")).unwrap();
+        assert!(presented(&headers(&[]), &twice, "c").is_err());
     }
 }

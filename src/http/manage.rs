@@ -20,7 +20,7 @@ use crate::auth::Caller;
 use crate::channel::Channel;
 use crate::event::Event;
 use crate::id::{EventId, Partition, StreamId};
-use crate::log::{ListQuery, LogError, ReadQuery};
+use crate::log::{ListQuery, LogError, ReadQuery, Visible};
 use crate::sse;
 
 const HISTORY_LIMIT_MAX: u32 = 1_000;
@@ -115,21 +115,21 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 1..=LIST_LIMIT_MAX)?.unwrap_or(LIST_LIMIT_DEFAULT);
+    let is_shown = move |channel: &Channel| !channel.is_system() && caller.may_subscribe(channel);
     let list = app
         .log
         .channels(&ListQuery {
+            visible: Visible::only(is_shown),
             prefix: query.single("prefix")?.unwrap_or_default().to_owned(),
             cursor: query.single("cursor")?.filter(|cursor| !cursor.is_empty()).map(str::to_owned),
             limit: limit as usize,
         })
         .await?;
-    let is_shown = |channel: &Channel| !channel.is_system() && caller.may_subscribe(channel);
-    let shown: Vec<Channel> = list.channels.into_iter().filter(is_shown).collect();
     let inspect_one = |channel: Channel| {
         let app = Arc::clone(&app);
         async move { inspect(&app, &channel).await }
     };
-    let inspected = stream::iter(shown).map(inspect_one).buffered(INSPECTED_AT_ONCE);
+    let inspected = stream::iter(list.channels).map(inspect_one).buffered(INSPECTED_AT_ONCE);
     // A channel may expire while it is listed.
     let channels: Vec<Value> = inspected.try_filter_map(|found| ready(Ok(found))).try_collect().await?;
     Ok(json_response(StatusCode::OK, &json!({"channels": channels, "next": list.next})))

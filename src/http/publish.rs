@@ -27,6 +27,7 @@ use super::query::Query;
 use super::{App, ChannelPath, json_response};
 use crate::auth::Caller;
 use crate::channel::Channel;
+use crate::clock;
 use crate::limits::Source;
 use crate::log::{AppendItem, Outcome};
 use crate::publish::{PublishError, Published};
@@ -69,6 +70,8 @@ pub(super) async fn publish_to_channel(
             return Err(Problem::new(Code::UnsupportedMediaType, detail));
         }
     };
+    // The body may have outlasted the right to publish it.
+    app.access.still_valid(&caller, clock::unix_ms())?;
     app.limits.publish(caller.account().as_deref(), source, 1)?;
     let channel = item.channel.clone();
     let published = app.publisher.publish(vec![item]).await?;
@@ -103,6 +106,7 @@ async fn publish_array(app: &App, caller: &Caller, source: Source, body: Body) -
     let (body, _held) = app.bodies.read(body, app.options.publish.batch_bytes_max, body::ARRAY).await?;
     let items = parse_array(app, caller, &body)?;
     drop(body);
+    app.access.still_valid(caller, clock::unix_ms())?;
     app.limits.publish(caller.account().as_deref(), source, items.len())?;
     let channels: Vec<Channel> = items.iter().map(|item| item.channel.clone()).collect();
     let published = publish_items(app, items).await.map_err(Failed::into_problem)?;

@@ -84,6 +84,7 @@ macro_rules! suite {
             a_large_event_comes_back
             system_channels_are_ordinary_channels
             channels_are_listed_by_prefix_and_in_pages
+            names_that_are_not_for_everybody_stand_in_no_cursor
             purged_and_expired_channels_are_not_listed
             info_tells_length_first_and_last
             info_does_not_count_what_has_expired

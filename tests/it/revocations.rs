@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::support::tokens::{SECRET, admin_claims, claims, now, token};
-use crate::support::{Broker, Http, Mode, Proxy, Redis, Setup, Subscribe, until};
+use crate::support::{Broker, Http, Mode, Peer, Proxy, Redis, Setup, Store, Subscribe, until};
 
 fn admin(broker: &Broker) -> Http {
     broker.http.bearing(&token(&admin_claims()))
@@ -167,4 +167,34 @@ async fn until_held(redis: &Redis) {
         (held.texts() == ["sub:ann"]).then_some(())
     })
     .await;
+}
+
+/// Seen to fail when only the beginning of a request is judged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_outlasts_the_right_to_publish_it_is_not_published() {
+    let broker = Broker::on(Store::Embedded).await.set("auth.jwt.secret", SECRET).start().await;
+    let token = token_of("ann", "1");
+    let mut held_back = Vec::new();
+    for (path, body) in
+        [("/channels/a/events", r#"{"data":1}"#), ("/events", r#"[{"channel":"a","data":1}]"#)]
+    {
+        let (begin, last) = body.split_at(body.len() - 1);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+             Expect: 100-continue\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut peer = Peer::sending(broker.addr, head).await;
+        // Asked for the body: the request was let in.
+        peer.read_until("100 Continue").await;
+        assert!(peer.send(begin).await);
+        held_back.push((peer, last));
+    }
+    admin(&broker).post("/revocations", &json!({"jti": "1"})).await.expect(201);
+    for (mut peer, last) in held_back {
+        assert!(peer.send(last).await);
+        let answer = String::from_utf8(peer.read_to_end().await).unwrap();
+        assert!(answer.contains("HTTP/1.1 401 ") && answer.contains("token_revoked"), "{answer}");
+    }
+    assert!(admin(&broker).history("a").await.is_empty());
 }

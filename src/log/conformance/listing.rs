@@ -1,12 +1,12 @@
 //! What is known of channels: names and figures.
 
 use super::*;
-use crate::log::ListQuery;
+use crate::log::{ListQuery, Visible};
 
 /// All pages of a listing, sorted.
 async fn list(log: &dyn Log, prefix: &str, limit: usize) -> Vec<String> {
     let mut names = Vec::new();
-    let mut query = ListQuery { prefix: prefix.to_owned(), cursor: None, limit };
+    let mut query = ListQuery { prefix: prefix.to_owned(), limit, ..ListQuery::default() };
     for _ in 0..1_000 {
         let page = log.channels(&query).await.unwrap();
         assert!(page.channels.len() <= limit, "{} names on a page of {limit}", page.channels.len());
@@ -36,6 +36,27 @@ pub(crate) async fn channels_are_listed_by_prefix_and_in_pages(harness: &impl Ha
     assert_eq!(list(log, "none", 10).await, Vec::<String>::new());
     // A star in a prefix is a star.
     assert_eq!(list(log, "li*", 10).await, Vec::<String>::new());
+}
+
+pub(crate) async fn names_that_are_not_for_everybody_stand_in_no_cursor(harness: &impl Harness) {
+    let log = harness.log();
+    for n in 0..40 {
+        append_text(log, &channel(&format!("hidden:{n}")), "x").await;
+        append_text(log, &channel(&format!("{}:{n}", if n % 8 == 0 { "open" } else { "also:hidden" })), "x")
+            .await;
+    }
+    let visible = Visible::only(|channel| channel.as_str().starts_with("open"));
+    let mut query = ListQuery { limit: 1, visible, ..ListQuery::default() };
+    let mut names = Vec::new();
+    loop {
+        let page = log.channels(&query).await.unwrap();
+        names.extend(page.channels.iter().map(|channel| channel.as_str().to_owned()));
+        let Some(next) = page.next else { break };
+        assert!(!next.contains("hidden"), "{next}");
+        query.cursor = Some(next);
+    }
+    names.sort_unstable();
+    assert_eq!(names, ["open:0", "open:16", "open:24", "open:32", "open:8"]);
 }
 
 pub(crate) async fn purged_and_expired_channels_are_not_listed(harness: &impl Harness) {

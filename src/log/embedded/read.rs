@@ -193,13 +193,17 @@ pub(super) fn names(store: &Store, query: &ListQuery, now_ms: u64) -> Result<Cha
         if !key.starts_with(query.prefix.as_bytes()) {
             break;
         }
-        if list.channels.len() == limit || looked_at >= limit.saturating_mul(LIST_SCAN_FACTOR) {
+        let looked_enough = looked_at >= limit.saturating_mul(LIST_SCAN_FACTOR) && seen.is_some();
+        if list.channels.len() == limit || looked_enough {
             list.next = seen;
             break;
         }
         let channel = std::str::from_utf8(&key).ok().and_then(|name| Channel::parse_stored(name).ok());
         let channel = channel
             .ok_or_else(|| StoreError::Damaged(format!("{:?} is no channel name", Bytes::from(key))))?;
+        if !query.visible.includes(&channel) {
+            continue;
+        }
         seen = Some(channel.as_str().to_owned());
         let state = ChannelState::decode(&value).map_err(|corrupt| {
             StoreError::corrupt(format_args!("the state of channel {channel}"), corrupt)

@@ -60,7 +60,9 @@ pub(super) async fn list(
     let glob = escape_glob(&query.prefix) + "*";
     let mut names = Vec::new();
     for _ in 0..CALLS_MAX {
-        let (found, next) = scan(client, keys, &place, &glob).await?;
+        let (mut found, next) = scan(client, keys, &place, &glob).await?;
+        found
+            .retain(|name| Channel::parse_stored(name).is_ok_and(|channel| query.visible.includes(&channel)));
         let room = query.limit.max(1) - names.len();
         let mut rest =
             found.into_iter().skip_while(|name| place.after.as_ref().is_some_and(|after| name <= after));

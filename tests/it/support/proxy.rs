@@ -222,6 +222,7 @@ async fn pump(
 ) -> End {
     let mut buffer = vec![0; 16 * 1024];
     let mut seen = Vec::new();
+    let generation = network.borrow().generation;
     loop {
         let Ok(network_now) = network.wait_for(|network| network.mode != Mode::Stall).await.map(|n| n.mode)
         else {
@@ -236,8 +237,11 @@ async fn pump(
             _ = network.changed() => continue,
         };
         let Ok(length @ 1..) = read else { break };
-        let mode = match network.wait_for(|network| network.mode != Mode::Stall).await {
-            Ok(network) => network.mode,
+        let mode = match network.wait_for(|network| network.mode != Mode::Stall).await.map(|network| *network)
+        {
+            Ok(network) if network.generation == generation => network.mode,
+            // What was read before the cut must not pass in the mode that was set after it.
+            Ok(_) => std::future::pending().await,
             Err(_) => return End::Regular,
         };
         match (answers, mode) {
