@@ -481,12 +481,14 @@ impl Session {
     }
 
     /// Only a session that has delivered everything may move its client's cursor; before `connected` nothing
-    /// but a comment may be sent.
+    /// but a comment may be sent. A position that is owed is no comment: it moves the cursor past the gap.
     fn heartbeat(&mut self, caught_up: bool, now: Now) -> Bytes {
-        self.owes_position &= !caught_up;
-        if self.options.comment_heartbeats || matches!(self.phase, Phase::Opening(_)) {
+        let settles = caught_up && self.owes_position;
+        let is_opening = self.is_opening();
+        if is_opening || (self.options.comment_heartbeats && !settles) {
             return sse::encode_comment("heartbeat");
         }
+        self.owes_position &= !caught_up;
         let cursor = self.cursor(0).filter(|_| caught_up);
         sse::encode_heartbeat(cursor.as_ref(), now.unix_ms)
     }

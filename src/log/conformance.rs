@@ -85,6 +85,7 @@ macro_rules! suite {
             system_channels_are_ordinary_channels
             channels_are_listed_by_prefix_and_in_pages
             names_that_are_not_for_everybody_stand_in_no_cursor
+            names_that_go_between_pages_take_no_others_along
             purged_and_expired_channels_are_not_listed
             info_tells_length_first_and_last
             info_does_not_count_what_has_expired

@@ -124,7 +124,7 @@ impl Session {
         if self.is_opening() || position > bounds.feed_last { bounds.feed_last } else { bounds.epoch }
     }
 
-    fn is_opening(&self) -> bool {
+    pub(super) fn is_opening(&self) -> bool {
         matches!(self.phase, Phase::Opening(_))
     }
 

@@ -78,6 +78,21 @@ pub(crate) async fn purged_and_expired_channels_are_not_listed(harness: &impl Ha
     assert_eq!(list(log, "gone:", 10).await, ["gone:not", "gone:purged"]);
 }
 
+pub(crate) async fn names_that_go_between_pages_take_no_others_along(harness: &impl Harness) {
+    let log = harness.log();
+    let age = Retention { max_length: None, max_age: Some(Duration::from_secs(1)) };
+    let mut kept_names = Vec::new();
+    for n in 0..300 {
+        append(log, vec![kept(item(&channel(&format!("pages:{n:03}:aged")), "x"), age)]).await;
+        append_text(log, &channel(&format!("pages:{n:03}:kept")), "x").await;
+        kept_names.push(format!("pages:{n:03}:kept"));
+    }
+    harness.advance(Duration::from_millis(2_500)).await;
+    let mut listed = list(log, "pages:", 20).await;
+    listed.dedup();
+    assert_eq!(listed, kept_names);
+}
+
 pub(crate) async fn info_tells_length_first_and_last(harness: &impl Harness) {
     let log = harness.log();
     let name = channel("info");

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a page has at most as many names as were asked for, and one at least where more can follow, unless
 //! very many do not match; a channel that is there all the while is on one of the pages. A stretch that does
-//! not fit the page is scanned again for the next one, past the last name that was answered.
+//! not fit the page is scanned again for the next one, past the last name that was answered. Where it then ends
+//! elsewhere, because names have gone, it may hold some that were on no page: it begins anew, and names may come twice.
 
 use fred::clients::Client;
 use fred::types::Value;
@@ -20,31 +21,35 @@ const STRETCH: &str = "200";
 /// Calls for one page.
 const CALLS_MAX: usize = 50;
 
-/// Where a page starts; written as `partition-stretch`, or `partition-stretch-name`.
+/// Where a page starts; written as `partition-stretch`, or `partition-stretch-end-name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
     partition: u16,
     /// What `SSCAN` answered, 0 at the beginning.
     stretch: u64,
-    /// Names of the stretch up to this one are on a page before.
-    after: Option<String>,
+    /// Where the stretch ended, and the name up to which its names are on a page before.
+    after: Option<(u64, String)>,
 }
 
 impl Place {
     const BEGINNING: Self = Self { partition: 0, stretch: 0, after: None };
 
     fn parse(text: &str) -> Option<Self> {
-        let mut parts = text.splitn(3, '-');
+        let mut parts = text.splitn(4, '-');
         let (partition, stretch) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(Self { partition, stretch, after: parts.next().map(str::to_owned) })
+        let after = match parts.next() {
+            None => None,
+            Some(end) => Some((end.parse().ok()?, parts.next()?.to_owned())),
+        };
+        Some(Self { partition, stretch, after })
     }
 
     fn print(&self) -> String {
         let Self { partition, stretch, after } = self;
-        after.as_ref().map_or_else(
-            || format!("{partition}-{stretch}"),
-            |after| format!("{partition}-{stretch}-{after}"),
-        )
+        match after {
+            None => format!("{partition}-{stretch}"),
+            Some((end, after)) => format!("{partition}-{stretch}-{end}-{after}"),
+        }
     }
 }
 
@@ -64,11 +69,12 @@ pub(super) async fn list(
         found
             .retain(|name| Channel::parse_stored(name).is_ok_and(|channel| query.visible.includes(&channel)));
         let room = query.limit.max(1) - names.len();
-        let mut rest =
-            found.into_iter().skip_while(|name| place.after.as_ref().is_some_and(|after| name <= after));
+        let end = next.unwrap_or_default();
+        let after = place.after.take().filter(|(before, _)| *before == end).map(|(_, after)| after);
+        let mut rest = found.into_iter().skip_while(|name| after.as_ref().is_some_and(|after| name <= after));
         names.extend(rest.by_ref().take(room));
         if rest.next().is_some() {
-            place.after = names.last().cloned();
+            place.after = names.last().map(|last| (end, last.clone()));
             return Ok(page(&names, Some(&place)));
         }
         place = match next {
@@ -130,10 +136,11 @@ mod tests {
     #[test]
     fn a_place_comes_back_as_it_was_printed_whatever_the_name() {
         for after in [None, Some("a"), Some("a-b-1"), Some("$user:1"), Some("-")] {
-            let place = Place { partition: 3, stretch: u64::MAX, after: after.map(str::to_owned) };
+            let after = after.map(|name| (7, name.to_owned()));
+            let place = Place { partition: 3, stretch: u64::MAX, after };
             assert_eq!(Place::parse(&place.print()), Some(place));
         }
-        for text in ["", "1", "1-", "x-1", "1-x", "70000-0"] {
+        for text in ["", "1", "1-", "x-1", "1-x", "70000-0", "1-1-x", "1-1-1"] {
             assert_eq!(Place::parse(text), None, "{text:?}");
         }
     }

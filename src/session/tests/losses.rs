@@ -122,10 +122,18 @@ async fn a_cursor_from_a_node_that_is_ahead_stays_where_it_is_without_channels_t
     assert_eq!(sent[0].id, Some(ahead.at(ZERO).to_string()), "{sent:?}");
 }
 
-/// Seen to fail without the heartbeat that follows a gap: the client comes back with the same cursor.
+/// Seen to fail without the heartbeat that follows a gap, and with a comment in its place: the client comes back with
+/// the same cursor.
 #[tokio::test]
 async fn a_gap_does_not_repeat_though_nothing_follows_it() {
-    let node = Node::with_everything_kept().await;
+    for comments in [false, true] {
+        a_gap_is_followed_by_a_position(comments).await;
+    }
+}
+
+async fn a_gap_is_followed_by_a_position(comment_heartbeats: bool) {
+    let mut node = Node::with_everything_kept().await;
+    node.options = Arc::new(SessionOptions { comment_heartbeats, ..(*node.options).clone() });
     let before = node.publish("a", "1").await;
     node.tail().await;
     node.log.purge(&Channel::parse("a").unwrap(), &node.retention).await.unwrap();
