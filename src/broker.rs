@@ -309,7 +309,9 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         channels_per_connection: config.limits.channels_per_connection,
         allowed_origins: config.cors.allowed_origins.clone(),
         cookie: config.auth.cookie.clone(),
-        token_lifetime_ms: u64::try_from(config.auth.jwt.lifetime_max.as_millis()).unwrap_or(u64::MAX),
+        // A token counts for the leeway longer, and so must what revokes it.
+        token_lifetime_ms: u64::try_from((config.auth.jwt.lifetime_max + config.auth.jwt.leeway).as_millis())
+            .unwrap_or(u64::MAX),
         protect_metrics: config.auth.protect_metrics,
         // Pages of others are kept out by the token once there is one.
         loopback_only: config.auth.has_no_key() && !config.auth.open,

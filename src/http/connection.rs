@@ -48,6 +48,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PING: Duration = Duration::from_secs(20);
 /// Bytes that are handed over to a stream of HTTP/2 at a time: the size of a frame (RFC 9113, section 4.2).
 const PIECE_BYTES_MAX: usize = 16 * 1024;
+/// What an HTTP/2 client may send of its bodies before the broker takes it; held outside what bodies may hold together.
+const BODY_WINDOW: u32 = 256 * 1024;
 /// An HTTP/2 connection without a request is kept so long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -196,6 +198,8 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .initial_stream_window_size(BODY_WINDOW)
+        .initial_connection_window_size(BODY_WINDOW)
         .max_send_buf_size(HEAD_BYTES_MAX);
     builder
 }
