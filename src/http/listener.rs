@@ -68,7 +68,7 @@ async fn accept(
                     tracing::info!("connections are accepted again");
                 }
                 metrics.accepted.inc();
-                let seat = Arc::new(waiting.take(options.waiting_max));
+                let seat = waiting.take(options.waiting_max);
                 let connection = Connection {
                     router: Introduced::new(router.clone(), address.ip(), Arc::clone(&seat)),
                     tls: tls.cloned(),

@@ -3,15 +3,20 @@
 //! Invariant: an address that a request claims for itself only counts where the next hop that is trusted says so;
 //! whoever is not trusted can claim what they like. Neighbour: `limits.rs` counts by address.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use http::HeaderMap;
-use http::header::FORWARDED;
+use http::header::{CONTENT_TYPE, FORWARDED};
 use http::request::Parts;
+use http_body_util::BodyExt;
 use ipnet::IpNet;
 use tower::Service;
 
@@ -38,21 +43,39 @@ impl Introduced {
 
 impl<B> Service<Request<B>> for Introduced
 where
-    Router: Service<Request<B>>,
+    Router: Service<Request<B>, Response = Response, Error = Infallible, Future: Send + 'static>,
 {
-    type Response = <Router as Service<Request<B>>>::Response;
-    type Error = <Router as Service<Request<B>>>::Error;
-    type Future = <Router as Service<Request<B>>>::Future;
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.router.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        self.seat.is_served();
+        let served = self.seat.serve();
         request.extensions_mut().insert(self.peer);
-        self.router.call(request)
+        let answering = self.router.call(request);
+        Box::pin(async move {
+            let response = answering.await?;
+            if !is_event_stream(&response) {
+                return Ok(response);
+            }
+            // A stream is under way as long as its body.
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _under_way = &served;
+                    frame
+                }))
+            }))
+        })
     }
+}
+
+fn is_event_stream(response: &Response) -> bool {
+    let media = response.headers().get(CONTENT_TYPE);
+    media.is_some_and(|media| media.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// Who is held to the limits of an address.

@@ -1,8 +1,8 @@
-//! Waiting: connections that have not sent a whole head yet, and which of them go when there is no room.
+//! Waiting: connections without a request under way, and which of them go when there is no room.
 //!
-//! Invariant: whoever sends their head at once is served, however many others hold connections for nothing: the
-//! oldest of those that wait are closed beyond a bound, and one for each that cannot be accepted for want of a
-//! descriptor. Neighbours: `listener.rs` takes the seats, `peer.rs` notes that a request came.
+//! Invariant: whoever sends their head at once is served, however many others hold connections for nothing, before
+//! their first request or after one: those that wait longest are closed beyond a bound, and one for each that cannot
+//! be accepted for want of a descriptor. Neighbours: `listener.rs` takes the seats, `peer.rs` notes requests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,11 +26,33 @@ struct Seats {
     by_age: BTreeMap<u64, Arc<Notify>>,
 }
 
-/// One connection's place, until its first request has come.
+/// One connection's place while it has no request.
 pub(super) struct Seat {
     waiting: Arc<Waiting>,
-    number: u64,
+    max: usize,
+    requests: Mutex<Requests>,
     called: Arc<Notify>,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+enum Requests {
+    /// Since this number was given.
+    None(u64),
+    Some(usize),
+}
+
+/// A request that is being answered.
+pub(super) struct Served(Arc<Seat>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let mut requests = self.0.requests.lock();
+        *requests = match *requests {
+            Requests::Some(others @ 2..) => Requests::Some(others - 1),
+            _ => Requests::None(self.0.waiting.enter(&self.0.called, self.0.max)),
+        };
+    }
 }
 
 impl Waiting {
@@ -38,23 +60,32 @@ impl Waiting {
     pub(super) fn register(self: &Arc<Self>, registry: &mut Registry) {
         let waiting = Arc::clone(self);
         let seats = move || waiting.seats.lock().by_age.len();
-        observe(registry, "connections_waiting", "Sockets that have not sent a whole head yet", seats);
+        observe(registry, "connections_waiting", "Sockets without a request under way", seats);
         let help = "Sockets without a request that were closed to make room for others";
         registry.register("connections_dismissed", help, self.dismissed.clone());
     }
 
-    /// A seat for a connection that was just accepted; beyond `max` the oldest ones make room.
-    pub(super) fn take(self: &Arc<Self>, max: usize) -> Seat {
+    /// A seat for a connection that was just accepted; beyond `max` those that wait longest make room.
+    pub(super) fn take(self: &Arc<Self>, max: usize) -> Arc<Seat> {
         let called = Arc::new(Notify::new());
+        let requests = Mutex::new(Requests::None(self.enter(&called, max)));
+        Arc::new(Seat { waiting: Arc::clone(self), max, requests, called })
+    }
+
+    fn enter(&self, called: &Arc<Notify>, max: usize) -> u64 {
         let mut seats = self.seats.lock();
         let number = seats.next;
         seats.next += 1;
-        seats.by_age.insert(number, Arc::clone(&called));
+        seats.by_age.insert(number, Arc::clone(called));
         let surplus = seats.by_age.len().saturating_sub(max);
         let dismissed = (0..surplus).filter(|_| seats.dismiss_oldest()).count();
         drop(seats);
         self.dismissed.inc_by(dismissed as u64);
-        Seat { waiting: Arc::clone(self), number, called }
+        number
+    }
+
+    fn leave(&self, number: u64) {
+        self.seats.lock().by_age.remove(&number);
     }
 
     /// Has the one that waits longest make room; false when nobody waits.
@@ -75,9 +106,18 @@ impl Seats {
 }
 
 impl Seat {
-    /// The connection serves a purpose: it is not asked to make room any more.
-    pub(super) fn is_served(&self) {
-        self.waiting.seats.lock().by_age.remove(&self.number);
+    /// A request came: until it is answered the connection is not asked to make room.
+    pub(super) fn serve(self: &Arc<Self>) -> Served {
+        let mut requests = self.requests.lock();
+        *requests = match *requests {
+            Requests::None(number) => {
+                self.waiting.leave(number);
+                Requests::Some(1)
+            }
+            Requests::Some(others) => Requests::Some(others + 1),
+        };
+        drop(requests);
+        Served(Arc::clone(self))
     }
 
     /// Returns when the connection has to make room.
@@ -88,7 +128,9 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.is_served();
+        if let Requests::None(number) = *self.requests.get_mut() {
+            self.waiting.leave(number);
+        }
     }
 }
 
@@ -108,7 +150,7 @@ mod tests {
         let waiting = Arc::new(Waiting::default());
         let take = || waiting.take(2);
         let served = take();
-        served.is_served();
+        let _request = served.serve();
         let (first, second) = (take(), take());
         assert!(!is_dismissed(&served), "whoever is served stays");
         let third = take();
@@ -117,8 +159,23 @@ mod tests {
         let fourth = take();
         assert!(!is_dismissed(&third), "there was room");
         assert!(waiting.dismiss_oldest() && is_dismissed(&third));
-        fourth.is_served();
+        let _request = fourth.serve();
         assert!(!waiting.dismiss_oldest() && !is_dismissed(&fourth), "nobody waits");
         assert_eq!(waiting.dismissed.get(), 2);
+    }
+
+    /// Seen to fail when the first request frees the seat for good.
+    #[test]
+    fn whoever_was_served_waits_again_when_the_last_request_is_answered() {
+        let waiting = Arc::new(Waiting::default());
+        let seat = waiting.take(2);
+        let (one, another) = (seat.serve(), seat.serve());
+        drop(one);
+        assert!(!waiting.dismiss_oldest(), "one request is under way");
+        drop(another);
+        let younger = waiting.take(2);
+        assert!(waiting.dismiss_oldest() && is_dismissed(&seat) && !is_dismissed(&younger));
+        drop((seat, younger));
+        assert!(!waiting.dismiss_oldest(), "nobody is left");
     }
 }

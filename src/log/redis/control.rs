@@ -80,11 +80,9 @@ impl Control for RedisLog {
             Some([_, entries]) => entries.elements(),
             Some(_) => return Err(unexpected("XREAD of the control stream", &reply)),
         };
-        let has_hole = match entries {
-            // Redis tells nobody that it has lost its data: whoever only waits would never know.
-            [] => position != StreamId::ZERO && !self.still_knows(position).await?,
-            entries => entries.len() == NEWS_MAX,
-        };
+        // Redis tells nobody that it has lost its data: whoever only waits, or hears what came after, would never know.
+        let has_lost = position != StreamId::ZERO && !self.still_knows(position).await?;
+        let has_hole = has_lost || entries.len() == NEWS_MAX;
         let mut news = News { position, has_hole, ..News::default() };
         for entry in entries {
             let [id, fields] = entry.elements() else {
@@ -97,6 +95,10 @@ impl Control for RedisLog {
             if let (Some(target), Some(until_ms)) = (target, until_ms) {
                 news.revocations.push(Revocation { target, until_ms });
             }
+        }
+        if has_hole {
+            // What was heard before tells whether anything was lost.
+            news.position = position;
         }
         Ok(news)
     }
