@@ -1,7 +1,7 @@
 //! A bad network: a TCP proxy between a broker and Redis, or between a client and a broker, that cuts (also right
 //! behind given bytes), resets, stalls, slows down, closes one direction or loses answers when a test says so.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -32,6 +32,14 @@ pub(crate) enum Mode {
 
 /// How long a slow connection rests between two pieces.
 const REST: Duration = Duration::from_millis(5);
+
+/// What the network holds of a connection in either direction, beside what the senders' kernels keep. Left to itself,
+/// the kernel lets a buffer that was read fast for a moment grow to tens of megabytes, and what should be stalled is
+/// all taken.
+const HELD_BYTES: u32 = 256 * 1024;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// The proxy; its connections end when it is dropped.
 pub(crate) struct Proxy {
@@ -75,7 +83,10 @@ struct Blade {
 impl Proxy {
     /// A proxy on a free loopback port that passes on to `port`.
     pub(crate) async fn to(port: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free loopback port");
+        let socket = narrow_socket().expect("a socket");
+        // Accepted connections inherit the buffer.
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free loopback port");
+        let listener = socket.listen(BACKLOG).expect("a bound socket can listen");
         let addr = listener.local_addr().expect("a bound socket has an address");
         let (network, watching) =
             watch::channel(Network { mode: Mode::Pass, port, generation: 0, reset: false });
@@ -168,6 +179,13 @@ impl Toll {
     }
 }
 
+/// A socket that receives no more than [`HELD_BYTES`] ahead of who reads.
+fn narrow_socket() -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(HELD_BYTES)?;
+    Ok(socket)
+}
+
 async fn accept(listener: TcpListener, network: watch::Receiver<Network>, toll: Arc<Toll>) {
     let mut connections = JoinSet::new();
     loop {
@@ -182,7 +200,8 @@ async fn accept(listener: TcpListener, network: watch::Receiver<Network>, toll: 
 async fn connect(mut client: TcpStream, mut network: watch::Receiver<Network>, toll: Arc<Toll>) {
     let Network { port, generation, .. } = *network.borrow();
     let number = toll.connections.fetch_add(1, Ordering::Relaxed) + 1;
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let Ok(socket) = narrow_socket() else { return };
+    let Ok(mut server) = socket.connect((Ipv4Addr::LOCALHOST, port).into()).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
     let requests = pump(from_client, to_server, network.clone(), None);
     let answers = pump(from_server, to_client, network.clone(), Some((&toll, number)));
