@@ -35,6 +35,8 @@ pub(crate) struct Side {
     pub(crate) events: usize,
     /// Calls for which the store is prepared.
     pub(crate) calls_max: usize,
+    /// Every call is refused, or its first request is; otherwise none may be.
+    pub(crate) is_refused: bool,
 }
 
 impl Side {
@@ -51,7 +53,12 @@ impl Side {
             prepare(resp);
             Box::new(call.clone())
         });
-        Self { prepare, events, calls_max: usize::MAX }
+        Self { prepare, events, calls_max: usize::MAX, is_refused: false }
+    }
+
+    fn refused(mut self) -> Self {
+        self.is_refused = true;
+        self
     }
 
     fn at_most(mut self, calls_max: usize) -> Self {
@@ -68,16 +75,21 @@ struct Shape {
     channels: usize,
     retention: bool,
     key: Key,
+    /// The highest id that the caller says it has seen.
+    floor: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
     None,
     New,
+    /// Each is used twice in a row, for the first time in this call.
+    Twice,
     Known,
 }
 
-const ONE: Shape = Shape { requests: 1, items: 1, channels: 1, retention: true, key: Key::None };
+const ONE: Shape =
+    Shape { requests: 1, items: 1, channels: 1, retention: true, key: Key::None, floor: EPOCH };
 
 /// Every row of the table, in its order.
 pub(crate) fn all() -> Vec<Scenario> {
@@ -88,13 +100,14 @@ pub(crate) fn all() -> Vec<Scenario> {
     }];
     all.extend(publishing());
     all.extend(special_cases());
+    all.extend(refusals());
     all.extend(by_other_programs());
     all.extend(reading());
     all
 }
 
 fn publishing() -> Vec<Scenario> {
-    let rows: [(&'static str, Shape); 13] = [
+    let rows: [(&'static str, Shape); 15] = [
         ("one event a call, no retention", Shape { retention: false, ..ONE }),
         ("one event a call", ONE),
         ("one event a call, idempotency key, new", Shape { key: Key::New, ..ONE }),
@@ -104,6 +117,8 @@ fn publishing() -> Vec<Scenario> {
         ("1,000 requests a call", Shape { requests: 1_000, ..ONE }),
         ("1,000 requests a call, no retention", Shape { requests: 1_000, retention: false, ..ONE }),
         ("100 requests a call, idempotency keys, new", Shape { requests: 100, key: Key::New, ..ONE }),
+        ("100 requests a call, every key twice", Shape { requests: 100, key: Key::Twice, ..ONE }),
+        ("one event a call, the caller's floor was trimmed away", Shape { floor: "0-5", ..ONE }),
         ("100 requests a call to 100 channels", Shape { requests: 100, channels: 100, ..ONE }),
         ("one request of 12 events, one channel", Shape { items: 12, ..ONE }),
         ("one request of 12 events, 12 channels", Shape { items: 12, channels: 12, ..ONE }),
@@ -146,7 +161,7 @@ fn xadds(channel: &str, retention: bool) -> [Words; 2] {
 /// The n-th call of `headwater_publish_v1`.
 fn publish(shape: Shape, n: usize) -> Words {
     let data = data();
-    let mut call = words(&["FCALL", "headwater_publish_v1", "1", FEED, EPOCH, "1"]);
+    let mut call = words(&["FCALL", "headwater_publish_v1", "1", FEED, shape.floor, "1"]);
     call.extend(words(if shape.retention { &["1000", DAY_MS] } else { &["", ""] }));
     for request in 0..shape.requests {
         call.push(shape.items.to_string());
@@ -155,6 +170,7 @@ fn publish(shape: Shape, n: usize) -> Words {
             let (key, window) = match shape.key {
                 Key::None => (String::new(), ""),
                 Key::New => (format!("key-{event}"), "600000"),
+                Key::Twice => (format!("key-{}", event / 2), "600000"),
                 Key::Known => ("key".to_owned(), "600000"),
             };
             let channel = channel(shape, event);
@@ -184,6 +200,42 @@ fn special_cases() -> Vec<Scenario> {
             function: Side::prepared(1, fill_feed, |n| vec![publish(ONE, n)]),
         },
     ]
+}
+
+/// What is not appended costs too. Beside it stand the `XADD`s that would have been made.
+fn refusals() -> Vec<Scenario> {
+    let batch = Shape { requests: 100, channels: 100, ..ONE };
+    let whole = Shape { items: 12, channels: 12, ..ONE };
+    let rolled_back = Shape { floor: "99999999999999-0", ..ONE };
+    let row = |name, shape: Shape, prepare: fn(&mut Resp)| Scenario {
+        name,
+        plain: two_xadds(shape),
+        function: Side::prepared(shape.requests * shape.items, prepare, move |n| vec![publish(shape, n)])
+            .refused(),
+    };
+    vec![
+        row("refused: the channel is poisoned", ONE, |resp| poison(resp, "orders")),
+        row("refused: the key is no stream", ONE, |resp| spoil(resp, "orders")),
+        row("100 requests a call, one of them refused: no stream", batch, |resp| spoil(resp, "ch-0")),
+        row("refused: one request of 12 events, the last key is no stream", whole, |resp| {
+            spoil(resp, "ch-11")
+        }),
+        row("refused: the caller has seen more (rolled back)", rolled_back, |_| {}),
+        row("refused: Redis is full (OOM)", ONE, |resp| {
+            resp.call(&["CONFIG", "SET", "maxmemory", "1"]);
+        }),
+    ]
+}
+
+/// The channel's last id lies ten days ahead.
+fn poison(resp: &mut Resp, channel: &str) {
+    let script = "local ms = (redis.call('TIME')[1] + 864000) * 1000 \
+                  redis.call('XADD', KEYS[1], string.format('%.0f-0', ms), 'v', '1', 'type', 'message', 'data', 'x')";
+    resp.call(&["EVAL", script, "1", &key_of(channel)]);
+}
+
+fn spoil(resp: &mut Resp, channel: &str) {
+    resp.call(&["SET", &key_of(channel), "no stream"]);
 }
 
 fn by_other_programs() -> Vec<Scenario> {

@@ -135,7 +135,7 @@ impl Session {
     }
 
     /// Up to where nothing of a channel is due.
-    fn due_after(&self, sub: usize) -> StreamId {
+    pub(super) fn due_after(&self, sub: usize) -> StreamId {
         let position = self.slots[usize::from(self.subs[sub].slot)].position;
         self.replay.as_ref().map_or(position, |replay| position.max(replay.subs[sub].from))
     }

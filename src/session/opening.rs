@@ -113,6 +113,7 @@ impl Session {
                     behind.extend(self.gather(slot, &mut gaps).behind);
                 }
                 if !behind.is_empty() {
+                    self.put_heads_back(&mut behind);
                     self.phase = Phase::Opening(Opening::Resume(Box::new(gaps)));
                     return Some(self.requests(&behind));
                 }
@@ -122,6 +123,16 @@ impl Session {
         batch.append(gaps);
         self.phase = Phase::Open;
         None
+    }
+
+    /// Whoever waits for memory holds none: a head that is there is asked for anew, together with those that are not.
+    fn put_heads_back(&mut self, behind: &mut Vec<(usize, StreamId)>) {
+        for sub in 0..self.subs.len() {
+            let head = self.replay_mut().subs[sub].head.take();
+            if head.is_some() && behind.iter().all(|(of, _)| *of != sub) {
+                behind.push((sub, self.due_after(sub)));
+            }
+        }
     }
 
     fn origin_requests(&self, count: u32) -> Vec<HeadRequest> {

@@ -143,3 +143,30 @@ fn full() -> Problem {
 pub(super) fn single_bytes_max(limits: &Publish) -> usize {
     limits.event_bytes_max * ESCAPE_FACTOR + BODY_OVERHEAD_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    /// Seen to fail without the time limit, and with room that is kept after it.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_in_time_is_refused_and_gives_its_room_back() {
+        let bodies = Bodies::new(&Publish {
+            event_bytes_max: 1 << 18,
+            batch_events_max: 1_000,
+            batch_bytes_max: 1 << 22,
+            idempotency_window: Duration::from_secs(600),
+        });
+        let begun = stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 100_000]))]);
+        let body = Body::from_stream(begun.chain(stream::pending()));
+        let (answer, ()) = tokio::join!(bodies.read(body, 200_000, ARRAY), async {
+            tokio::time::sleep(BODY_TIMEOUT / 2).await;
+            assert!(bodies.room.available_permits() < bodies.permits, "what has come is held");
+        });
+        let problem = answer.err().expect("it is refused");
+        assert_eq!(problem.code(), Code::RequestTimeout);
+        assert_eq!(bodies.room.available_permits(), bodies.permits);
+    }
+}
