@@ -218,7 +218,7 @@ fn refusals() -> Vec<Scenario> {
         row("refused: the key is no stream", ONE, |resp| spoil(resp, "orders")),
         row("100 requests a call, one of them refused: no stream", batch, |resp| spoil(resp, "ch-0")),
         row("refused: one request of 12 events, the last key is no stream", whole, |resp| {
-            spoil(resp, "ch-11")
+            spoil(resp, "ch-11");
         }),
         row("refused: the caller has seen more (rolled back)", rolled_back, |_| {}),
         row("refused: Redis is full (OOM)", ONE, |resp| {

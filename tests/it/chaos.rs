@@ -83,7 +83,7 @@ impl World {
         let redis = Arc::new(redis);
         let (mut networks, mut nodes) = (Vec::new(), Vec::new());
         for _ in 0..NODES {
-            let network = Proxy::to(redis.port()).await;
+            let network = Proxy::to(redis.port());
             let node = Broker::on_redis(&redis).through(&network.redis_url()).set("fanout.ring_events", "64");
             let node = node.set("retention.max_length", "1000000").set("sse.heartbeat_interval", "100ms");
             nodes.push(node.start().await);

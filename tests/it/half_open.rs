@@ -48,7 +48,7 @@ async fn a_publisher_that_vanished_in_the_middle_is_given_up() {
 async fn a_subscriber_behind_a_stalled_network_is_given_up_and_can_resume() {
     let setup = Broker::on(Store::Redis).await.set("retention.max_length", "10000");
     let broker = setup.set("sse.write_timeout", "1s").start().await;
-    let proxy = Proxy::to(broker.addr.port()).await;
+    let proxy = Proxy::to(broker.addr.port());
     let mut reader = Subscribe::to(&["a"]).connect(proxy.addr()).await;
     let texts: Vec<String> = (0..200).map(|number| format!("{number}:{}", "x".repeat(100_000))).collect();
     broker.http.publish_all("a", &texts[..20]).await;

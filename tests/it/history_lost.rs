@@ -157,8 +157,8 @@ fn fcall(redis: &Redis, channel: &str, events: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_that_loses_the_newest_events_is_told() {
     let primary = Arc::new(Redis::start().await);
-    let broker_to_redis = Proxy::to(primary.port()).await;
-    let replica_to_primary = Proxy::to(primary.port()).await;
+    let broker_to_redis = Proxy::to(primary.port());
+    let replica_to_primary = Proxy::to(primary.port());
     let link = format!("127.0.0.1 {}", replica_to_primary.addr().port());
     let replica = Redis::with(&[("replicaof", &link)]).await;
     let broker = Broker::on_redis(&primary).through(&broker_to_redis.redis_url()).start().await;

@@ -218,7 +218,7 @@ async fn refused_credentials_revocations_and_limits_show() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_to_redis_are_watched() {
     let redis = std::sync::Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port()).await;
+    let proxy = Proxy::to(redis.port());
     let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
     let start = broker.metrics();
     assert_eq!(

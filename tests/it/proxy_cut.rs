@@ -52,7 +52,7 @@ async fn harm(proxy: &Proxy, broker: &Broker, ledger: &Ledger) {
 
 async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_key(streams: Streams) {
     let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port()).await;
+    let proxy = Proxy::to(redis.port());
     let broker = Broker::on_redis(&redis)
         .streams(streams)
         .through(&proxy.redis_url())
@@ -77,7 +77,7 @@ async fn no_trouble_between_broker_and_redis_loses_or_repeats_an_event_with_a_ke
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_whose_answer_was_lost_is_told_so_and_not_repeated() {
     let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port()).await;
+    let proxy = Proxy::to(redis.port());
     let broker = Broker::on_redis(&redis).through(&proxy.redis_url()).start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
     proxy.set(Mode::LoseAnswers);
@@ -99,7 +99,7 @@ async fn a_publish_whose_answer_was_lost_is_told_so_and_not_repeated() {
 
 async fn while_redis_is_away_sessions_stay_new_ones_wait_and_publishers_are_told(streams: Streams) {
     let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port()).await;
+    let proxy = Proxy::to(redis.port());
     let broker = Broker::on_redis(&redis).streams(streams).through(&proxy.redis_url()).start().await;
     let mut steady = Subscribe::to(&["a"]).connect(broker.addr).await;
     let first = broker.http.publish("a", "before").await;
@@ -158,7 +158,7 @@ async fn a_redis_that_freezes_delays_sessions_and_loses_nothing(streams: Streams
 
 async fn a_client_behind_a_slow_and_stalling_network_gets_everything(streams: Streams) {
     let broker = Broker::start(Setup { store: Store::Embedded, streams }).await;
-    let proxy = Proxy::to(broker.addr.port()).await;
+    let proxy = Proxy::to(broker.addr.port());
     let mut reader = Subscribe::to(&["a"]).header("Host", "localhost").connect(proxy.addr()).await;
     let texts: Vec<String> = (0..200).map(|n| format!("{n} {}", "x".repeat(500))).collect();
     proxy.set(Mode::Slow(700));

@@ -72,7 +72,7 @@ async fn a_channel_can_be_emptied_when_redis_is_full() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_come_while_redis_is_away_wait_for_little_and_miss_nothing() {
     let redis = Arc::new(Redis::start().await);
-    let network = Proxy::to(redis.port()).await;
+    let network = Proxy::to(redis.port());
     let broker =
         Broker::on_redis(&redis).through(&network.redis_url()).set("sse.heartbeat_interval", "200ms");
     let broker = broker.start().await;

@@ -114,7 +114,7 @@ async fn every_node_obeys_a_revocation() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_cut_off_learns_what_it_missed() {
     let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port()).await;
+    let proxy = Proxy::to(redis.port());
     let near = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
     let far =
         Broker::on_redis(&redis).through(&proxy.redis_url()).set("auth.jwt.secret", SECRET).start().await;

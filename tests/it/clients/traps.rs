@@ -14,7 +14,7 @@ async fn settled(library: Library, settings: &[(&str, &str)]) -> (Broker, Proxy,
         setup = setup.set(key, value);
     }
     let broker = setup.start().await;
-    let network = Proxy::to(broker.addr.port()).await;
+    let network = Proxy::to(broker.addr.port());
     client.subscribe(&format!("http://{}", network.addr()), &["a"], "earliest").await;
     broker.http.publish("a", "first").await;
     client.tells_message("first").await;

@@ -205,7 +205,7 @@ async fn a_connection_that_breaks_behind_nginx_looks_like_a_regular_end() {
         (Library::Sseclient, ["half an event and the rest", "last"]),
     ] {
         let broker = Broker::on(Store::Embedded).await.set("sse.retry", "100ms").start().await;
-        let network = Proxy::to(broker.addr.port()).await;
+        let network = Proxy::to(broker.addr.port());
         let proxy = recommended("nginx-minimal.conf").start(&[network.addr()]).await;
         let mut client = Client::start(library).await.expected_to_fail();
         client.subscribe(&proxy.url(), &["a"], "earliest").await;

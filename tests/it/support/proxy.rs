@@ -82,7 +82,7 @@ struct Blade {
 
 impl Proxy {
     /// A proxy on a free loopback port that passes on to `port`.
-    pub(crate) async fn to(port: u16) -> Self {
+    pub(crate) fn to(port: u16) -> Self {
         let socket = narrow_socket().expect("a socket");
         // Accepted connections inherit the buffer.
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free loopback port");
@@ -304,7 +304,7 @@ mod tests {
                 });
             }
         });
-        (server, Proxy::to(port).await)
+        (server, Proxy::to(port))
     }
 
     async fn ask(client: &mut TcpStream, byte: u8) -> std::io::Result<u8> {

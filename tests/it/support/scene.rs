@@ -75,14 +75,14 @@ impl Scene {
         let mut nearest: SocketAddr = broker.addr;
         let reverse = match reverse {
             Some(setup) => {
-                let far = Proxy::to(broker.addr.port()).await;
+                let far = Proxy::to(broker.addr.port());
                 let reverse = setup.start(&[far.addr()]).await;
                 nearest = reverse.addr;
                 Some((reverse, far))
             }
             None => None,
         };
-        let near = Proxy::to(nearest.port()).await;
+        let near = Proxy::to(nearest.port());
         let cursor = broker.http.cursor(&CHANNELS.join(",")).await;
         let news = Publishing::start(broker.addr, &CHANNELS[..2]);
         // The first connection breaks before the first event: what the URL names is all that a client has. (Within the
