@@ -24,8 +24,10 @@ const WARM_UP: usize = 4;
 const LOOKS_A_FIGURE: usize = 5;
 /// Memory at the end, compared with that after the warm-up; what the allocator keeps for later changes it by a few
 /// per cent. Of what a cycle leaves behind, the short soak notices a kilobyte on Redis (a broker of 20 MiB), the long
-/// one a hundred bytes on either store. That no session, topic or task stays, the harness counts besides.
+/// one 30 bytes, and 300 on the embedded log. That no session, topic or task stays, the harness counts besides.
 const RATIO_MAX: f64 = 1.2;
+/// The embedded log's cache and memory tables are full after some 400,000 cycles only, whatever the broker does.
+const CACHES_BYTES: u64 = (16 + 2 * 8) * 1024 * 1024;
 
 /// One client's life: it leaves in one of three ways.
 async fn cycle(broker: &Broker, number: usize) {
@@ -77,7 +79,8 @@ async fn memory_is_flat_over_many_cycles(store: Store) {
     let (seconds, mib): (_, Vec<u64>) =
         (begun.elapsed().as_secs_f64(), looks.iter().map(|bytes| bytes / 1024 / 1024).collect());
     let (first, last) = (&looks[WARM_UP..WARM_UP + LOOKS_A_FIGURE], &looks[LOOKS - LOOKS_A_FIGURE..]);
-    let ratio = median(last) as f64 / median(first) as f64;
+    let caches = if store == Store::Embedded { CACHES_BYTES } else { 0 };
+    let ratio = median(last).saturating_sub(caches) as f64 / median(first) as f64;
     eprintln!("{store:?}: {cycles} cycles in {seconds:.1} s; MiB {mib:?}; ratio {ratio:.3}");
     assert!(ratio < RATIO_MAX, "memory grows: {mib:?} MiB over {cycles} cycles");
 }
