@@ -32,7 +32,6 @@ use parking_lot::RwLock;
 pub use self::api_key::{ApiKey, KeyHash};
 pub use self::caller::Caller;
 use self::claims::Claims;
-pub use self::claims::check_user;
 pub use self::issuer::{FETCH_INTERVAL_MIN, Issuer, IssuerUrl};
 pub use self::keys::{Algorithm, KeySet};
 use self::metrics::Fetch;

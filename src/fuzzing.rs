@@ -4,7 +4,7 @@
 //! these two only.
 
 use crate::auth::Caller;
-use crate::channel::{Channel, NAME_BYTES_MAX};
+use crate::channel::{Channel, NAME_BYTES_MAX, check_user};
 use crate::cursor::{Cursor, Start};
 use crate::event::Data;
 use crate::fanout::Filters;
@@ -21,7 +21,8 @@ pub fn cursor(bytes: &[u8]) {
     }
 }
 
-/// A name is a channel, or refused; a channel stands in lists and queries as it is, and matches itself and `*`.
+/// A name is a channel, or refused; a channel stands in lists and queries as it is, and matches itself and `*`. A user's
+/// own channel can be stored.
 pub fn channel(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(channel) = Channel::parse(text) {
@@ -30,6 +31,7 @@ pub fn channel(bytes: &[u8]) {
         assert!(!text.contains([',', ' ', '\r', '\n', '{', '}', '\0']), "{text:?}");
         assert!(Pattern::new("*").grants(text) && Pattern::new(text).matches(text));
     }
+    assert_eq!(Channel::of_user(text).is_ok(), check_user(text).is_ok(), "{text:?}");
     // The text as a pattern, and as the id of a user in one.
     let _ = Pattern::new(text).matches("aaaaaaaaaaaaaaaaaaaa");
     let own = Pattern::of_subject("user.{sub}", Some(text)).expect("there is an id");

@@ -1,10 +1,14 @@
 //! Patterns over channel names: an exact name, or a glob in which `*` matches any run of characters.
 //!
 //! Invariants: matching takes time linear in the name for one `*` and never more than quadratic; what is put in
-//! for `{sub}` is literal, so a user cannot choose an id that matches more than itself; a system channel is only
-//! matched by a pattern that begins with `$` itself.
+//! for `{sub}` is literal, so a user cannot choose an id that matches more than itself, and in a system channel's
+//! pattern it stands as in the name of the user's own channel; a system channel is only matched by a pattern that begins
+//! with `$` itself.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use crate::channel::escape_user;
 
 /// What stands for the id of the user whom a pattern is for.
 const SUBJECT: &str = "{sub}";
@@ -29,7 +33,8 @@ impl Pattern {
             return Some(Self::new(pattern));
         }
         let subject = subject?;
-        let pieces = pattern.split('*').map(|piece| piece.replace(SUBJECT, subject).into()).collect();
+        let subject = if pattern.starts_with('$') { escape_user(subject) } else { Cow::Borrowed(subject) };
+        let pieces = pattern.split('*').map(|piece| piece.replace(SUBJECT, &subject).into()).collect();
         Some(Self { text: pattern.into(), pieces })
     }
 
@@ -71,6 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::channel::Channel;
 
     fn naive(pattern: &[char], name: &[char]) -> bool {
         match pattern.split_first() {
@@ -96,6 +102,19 @@ mod tests {
             prop_assert_eq!(below.matches(&name), name.starts_with(&format!("user.{sub}.")));
             let wanted = format!("user.{sub}.x");
             prop_assert!(below.matches(&wanted));
+        }
+    }
+
+    /// Seen to fail with the id put in as it is: `a%20b` could then write to the user `a b`.
+    #[test]
+    fn a_users_own_channel_is_named_by_the_pattern_for_it_and_no_others() {
+        let users = ["a b", "a%20b", "a,b", "*", "{sub}", "u"];
+        for user in users {
+            let own = Pattern::of_subject("$user:{sub}", Some(user)).unwrap();
+            for other in users {
+                let channel = Channel::of_user(other).unwrap();
+                assert_eq!(own.grants(channel.as_str()), user == other, "{user} {other}");
+            }
         }
     }
 

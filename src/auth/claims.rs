@@ -10,9 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 use super::caller::Caller;
 use super::rights::Granted;
 use super::{Reason, Rejection, TokenPolicy};
-
-/// Longest user id in bytes.
-const USER_BYTES_MAX: usize = 200;
+use crate::channel::check_user;
 
 /// The claims that matter here; others are passed over.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -66,14 +64,6 @@ impl Claims {
         let granted = self.headwater.unwrap_or_default();
         Ok(Caller::of_token(self.sub.as_deref(), self.jti, ends_at_ms, &granted, anonymous))
     }
-}
-
-/// What is wrong with a user id, if anything is.
-pub fn check_user(user: &str) -> Result<(), String> {
-    if user.is_empty() || user.len() > USER_BYTES_MAX || user.chars().any(char::is_control) {
-        return Err(format!("a user id has 1 to {USER_BYTES_MAX} bytes and no control characters"));
-    }
-    Ok(())
 }
 
 fn check_one_of(reason: Reason, wanted: &[String], said: &[String]) -> Result<(), Rejection> {

@@ -16,8 +16,8 @@ use super::origin::Site;
 use super::problem::{Code, Problem};
 use super::query::Query;
 use super::subscribe::{accepts_events, refuse};
-use crate::auth::{Caller, Rejection, check_user};
-use crate::channel::Channel;
+use crate::auth::{Caller, Rejection};
+use crate::channel::{Channel, check_user};
 use crate::clock;
 use crate::config::cors::AllowedOrigins;
 use crate::sse::ClosingReason;
@@ -110,7 +110,7 @@ fn self_styled_user(needs: Needs, query: &Query) -> Result<Option<Arc<str>>, Pro
     }
     let user = query.single("user")?.filter(|user| !user.is_empty());
     if let Some(user) = user {
-        check_user(user).map_err(|reason| Problem::query("user", reason))?;
+        check_user(user).map_err(|invalid| Problem::query("user", invalid.to_string()))?;
     } else if needs == Needs::User {
         return Err(Problem::query("user", "without access control it says whose events are asked for"));
     }

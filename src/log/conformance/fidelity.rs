@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::channel::USER_BYTES_MAX;
 use crate::event::Format;
 
 fn draft(kind: &str, format: Format, data: &str, retry: Option<u32>, skip: &[&str]) -> Draft {
@@ -58,7 +59,9 @@ pub(crate) async fn a_large_event_comes_back(harness: &impl Harness) {
 
 pub(crate) async fn system_channels_are_ordinary_channels(harness: &impl Harness) {
     let log = harness.log();
-    for name in ["$user:42", "$conn:n1-7", "a/b", "Grüße", "日本:語", "%2F", "*", &"x".repeat(200)] {
+    let longest_user = Channel::of_user(&" ".repeat(USER_BYTES_MAX)).unwrap();
+    let names = ["$user:42", "$conn:n1-7", "a/b", "Grüße", "日本:語", "%2F", "*", &"x".repeat(200)];
+    for name in names.into_iter().chain([longest_user.as_str()]) {
         let name = channel(name);
         append_text(log, &name, name.as_str()).await;
         assert_eq!(texts(log, &name).await, [name.as_str()]);
