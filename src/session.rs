@@ -109,6 +109,8 @@ pub struct Batch {
 pub enum Next {
     /// Write the batch, then step again.
     Flush,
+    /// Write the batch, which is everything so far; step again when woken, or at this time.
+    FlushAndWait(Instant),
     /// Step again soon, but let others go first: much was left out, and more follows.
     Again,
     /// Read these pages, hand them to [`Session::loaded`], and step again; meanwhile too, which tells when.
@@ -148,6 +150,8 @@ struct Advance {
     requests: Vec<HeadRequest>,
     /// A position moved, so there may be more.
     progressed: bool,
+    /// Nothing more is known to anybody on this node.
+    drained: bool,
 }
 
 /// Where what a step wrote came from; the greatest of several counts.
@@ -155,7 +159,7 @@ struct Advance {
 enum Served {
     /// From rings, and they hold nothing more.
     Rings,
-    /// From rings, as far as the batch had room.
+    /// From rings, as far as the batch had room or one look reaches.
     PartOfRings,
     /// Some of it from the log, or it has to be read there first.
     Log,
@@ -321,7 +325,8 @@ impl Session {
         }
         if !batch.is_empty() {
             self.quiet_since = now.instant;
-            return Next::Flush;
+            let is_all = advance.drained && !self.owes_position;
+            return if is_all { Next::FlushAndWait(self.wake_at(now)) } else { Next::Flush };
         }
         if advance.requests.is_empty() && advance.progressed {
             return Next::Again;
@@ -397,7 +402,7 @@ impl Session {
 
     fn advance(&mut self, now: Now, batch: &mut Batch) -> Advance {
         if let Some(requests) = self.try_open(now, batch) {
-            return Advance { requests, progressed: false };
+            return Advance { requests, ..Advance::default() };
         }
         let was_live = self.replay.is_none();
         let mut behind = Vec::new();
@@ -416,7 +421,7 @@ impl Session {
             replay.subs.iter_mut().for_each(|sub| sub.head = None);
             replay.permit = None;
         }
-        Advance { requests: self.requests(&behind), progressed }
+        Advance { requests: self.requests(&behind), progressed, drained: served == Served::Rings }
     }
 
     /// Whether no channel remembers a position ahead of its partition's.
@@ -435,14 +440,19 @@ impl Session {
         behind.iter().map(request).collect()
     }
 
-    fn wait(&mut self, requests: Vec<HeadRequest>, now: Now) -> Next {
+    /// When something is due although nobody wakes the session.
+    fn wake_at(&self, now: Now) -> Instant {
         // A time that the clock cannot hold never comes.
         let right_ends_at =
             self.mailbox.caller().ends_at_ms().and_then(|end| {
                 now.instant.checked_add(Duration::from_millis(end.saturating_sub(now.unix_ms)))
             });
         let ends = [self.ends_at, right_ends_at];
-        let wake_at = ends.into_iter().flatten().fold(self.heartbeat_at(), Instant::min);
+        ends.into_iter().flatten().fold(self.heartbeat_at(), Instant::min)
+    }
+
+    fn wait(&mut self, requests: Vec<HeadRequest>, now: Now) -> Next {
+        let wake_at = self.wake_at(now);
         if requests.is_empty() {
             return Next::Wait(wake_at);
         }

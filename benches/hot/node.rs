@@ -119,6 +119,7 @@ impl Client {
         loop {
             match self.session.step(self.now, &mut self.batch) {
                 Next::Flush => pieces += self.batch.take().len(),
+                Next::FlushAndWait(_) => return pieces + self.batch.take().len(),
                 Next::Again => {}
                 Next::Wait(_) => return pieces,
                 Next::Read(..) | Next::End => unreachable!("the rings hold everything and nothing closes"),

@@ -66,7 +66,12 @@ impl Detached {
         let mut this = self.project();
         let mut batch = Batch::default();
         let mut written = 0;
+        let mut rest_until = None;
         loop {
+            if let Some(at) = rest_until.take() {
+                // Whoever registered before it looked is woken by what came since.
+                ready!(this.driver.as_mut().poll_until(cx, at));
+            }
             let (mut out, mut since) = match std::mem::replace(this.stage, Stage::Open) {
                 Stage::Head(head) => {
                     let turn = this.driver.as_mut().poll_turn(cx, &mut batch);
@@ -79,6 +84,9 @@ impl Detached {
                 }
                 Stage::Open => {
                     let turn = ready!(this.driver.as_mut().poll_turn(cx, &mut batch));
+                    if let Turn::WriteAndWait(at) = turn {
+                        rest_until = Some(at);
+                    }
                     (this.framing.frame(batch.take(), turn == Turn::End), None)
                 }
                 Stage::Blocked(blocked) => (blocked.out, Some(blocked.since)),

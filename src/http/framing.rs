@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 
 /// Pieces of one call to the system.
 const SLICES_MAX: usize = 64;
+/// So little is copied into one piece: that costs less than it costs the system to look at several.
+const COPIED_BYTES_MAX: usize = 1024;
 /// Digits of a chunk's size, and the end of its line.
 const SIZE_BYTES_MAX: usize = size_of::<usize>() * 2 + END_OF_LINE.len();
 const END_OF_LINE: &[u8] = b"\r\n";
@@ -111,13 +113,22 @@ impl Out {
         cx: &mut Context<'_>,
         stream: &mut TcpStream,
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(stream).poll_write_vectored(cx, &self.slices());
-        let count = ready!(written)?;
+        let count = ready!(self.poll_write_slices(cx, stream))?;
         if count == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.advance(count);
         Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_slices(&self, cx: &mut Context<'_>, stream: &mut TcpStream) -> Poll<io::Result<usize>> {
+        let slices = self.slices();
+        if slices.iter().map(|slice| slice.len()).sum::<usize>() > COPIED_BYTES_MAX {
+            return Pin::new(stream).poll_write_vectored(cx, &slices);
+        }
+        let mut copy = SmallVec::<[u8; COPIED_BYTES_MAX]>::new();
+        slices.iter().for_each(|slice| copy.extend_from_slice(slice));
+        Pin::new(stream).poll_write(cx, &copy)
     }
 
     fn slices(&self) -> SmallVec<[IoSlice<'_>; SLICES_MAX]> {

@@ -33,6 +33,8 @@ pin_project! {
 pub enum Turn {
     /// Write it, then ask again.
     Write,
+    /// Write it; nothing follows until the task is woken, or until this time.
+    WriteAndWait(Instant),
     /// Write it, then end the stream.
     End,
 }
@@ -62,6 +64,7 @@ impl Driver {
             }
             let wake_at = match this.session.step(now(), batch) {
                 Next::Flush => return Poll::Ready(Turn::Write),
+                Next::FlushAndWait(wake_at) => return Poll::Ready(Turn::WriteAndWait(wake_at)),
                 Next::End => return Poll::Ready(Turn::End),
                 Next::Again => {
                     cx.waker().wake_by_ref();

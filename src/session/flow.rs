@@ -33,7 +33,11 @@ impl Session {
         let position = &mut self.slots[slot].position;
         *position = bound.max(*position);
         behind.extend(gathered.behind);
-        if gathered.from_rings { Served::Rings } else { Served::Log }
+        match gathered.from_rings {
+            true if bound >= gathered.watermark => Served::Rings,
+            true => Served::PartOfRings,
+            false => Served::Log,
+        }
     }
 
     fn write(&self, slot: usize, sub: usize, frame: &Arc<Frame>, batch: &mut Batch) {

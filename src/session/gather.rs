@@ -29,6 +29,8 @@ pub(super) struct Gathered {
     pub(super) behind: SmallVec<[(usize, StreamId); 1]>,
     /// Every channel was served from its ring.
     pub(super) from_rings: bool,
+    /// Up to here the rings were filled when they were looked at.
+    pub(super) watermark: StreamId,
 }
 
 /// Where a channel's next events come from.
@@ -56,6 +58,7 @@ impl Session {
                 bound: if self.subs.is_empty() { marks.watermark } else { StreamId::MAX },
                 behind: SmallVec::new(),
                 from_rings: true,
+                watermark: marks.watermark,
             };
             for sub in 0..self.subs.len() {
                 if usize::from(self.subs[sub].slot) != slot {

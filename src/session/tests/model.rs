@@ -300,7 +300,7 @@ impl World {
         let mut batch = Batch::default();
         match connection.session.step(now, &mut batch) {
             Next::Read(requests) => connection.under_way = UnderWay::Asked(requests),
-            Next::Flush | Next::Again | Next::Wait(_) => {}
+            Next::Flush | Next::FlushAndWait(_) | Next::Again | Next::Wait(_) => {}
             Next::End => panic!("nobody ends a session here"),
         }
         let bytes = batch.take().concat();

@@ -219,7 +219,7 @@ impl World {
         match next {
             Next::Read(requests) => connection.under_way = Some(requests),
             Next::End => panic!("nothing ended"),
-            Next::Flush | Next::Again | Next::Wait(_) => {}
+            Next::Flush | Next::FlushAndWait(_) | Next::Again | Next::Wait(_) => {}
         }
     }
 
