@@ -41,6 +41,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use ipnet::IpNet;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tower::ServiceBuilder;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use self::access::Needs;
@@ -147,20 +148,20 @@ pub fn routes() -> Vec<Route> {
 /// Everything that a broker answers.
 pub fn router(app: Arc<App>) -> Router {
     let allowed = Arc::new(app.options.allowed_origins.clone());
-    let router = Routes::all()
-        .router
-        .fallback(|| async { Problem::new(Code::NotFound, NO_SUCH_PATH) })
+    let router = Routes::all().router.fallback(|| async { Problem::new(Code::NotFound, NO_SUCH_PATH) });
+    let loopback_only =
+        (app.options.loopback_only).then(|| from_fn_with_state(Arc::clone(&allowed), guard::loopback_only));
+    let count_refusals = from_fn_with_state(app.http_metrics.clone(), metrics::count_refusals);
+    // The outermost first. All in one, because the router boxes its services anew for each layer that it is given.
+    let layers = ServiceBuilder::new()
+        .layer(from_fn(unread::announce_close))
+        .layer(count_refusals)
+        .layer(cors(&allowed))
+        .layer(map_response(secure::secure))
+        .layer(from_fn(guard::limited_head))
+        .option_layer(loopback_only)
         .layer(from_fn(explain_method));
-    let (loopback_only, http_metrics) = (app.options.loopback_only, app.http_metrics.clone());
-    let router = router.with_state(app);
-    let router = if loopback_only {
-        router.layer(from_fn_with_state(Arc::clone(&allowed), guard::loopback_only))
-    } else {
-        router
-    };
-    let count_refusals = from_fn_with_state(http_metrics, metrics::count_refusals);
-    let router = router.layer(from_fn(guard::limited_head)).layer(map_response(secure::secure));
-    router.layer(cors(&allowed)).layer(count_refusals).layer(from_fn(unread::announce_close))
+    router.with_state(app).layer(layers)
 }
 
 /// Gives the 405 of the router a body, and keeps its `Allow`.
