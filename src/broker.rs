@@ -168,7 +168,7 @@ async fn start_on(
         pulses.push(tailer.pulse());
         scope.spawn_critical("tailer", tailer.run(served.clone()));
     }
-    scope.spawn_critical("waking", Arc::clone(&hub).wake_in_turn(served.clone()));
+    scope.spawn_critical("turns", Arc::clone(&hub).take_turns(served.clone()));
     let broken = Arc::clone(&log);
     scope.spawn_critical("log", until_drain(scope.clone(), async move { broken.broken().await }));
     scope.spawn_critical("publisher", until_drain(scope.clone(), publisher.ended()));

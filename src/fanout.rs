@@ -10,6 +10,7 @@ pub mod filter;
 pub mod frame;
 pub mod mailbox;
 mod metrics;
+pub mod pace;
 pub mod pages;
 pub mod ring;
 pub mod topic;
@@ -27,6 +28,7 @@ pub use self::clock::LogClock;
 pub use self::filter::{Filter, Filters};
 pub use self::mailbox::Mailbox;
 pub use self::metrics::FanoutMetrics;
+pub use self::pace::Pace;
 pub use self::pages::Pages;
 use self::ring::Ring;
 pub use self::ring::RingLimits;
@@ -52,6 +54,8 @@ pub struct Hub {
     rings_floor: AtomicUsize,
     /// History for sessions that are behind their rings.
     pub pages: Arc<Pages>,
+    /// Turns of sessions that are behind their rings.
+    pub pace: Pace,
     /// Filters in use.
     pub filters: Filters,
     sessions: Mutex<Sessions>,
@@ -152,6 +156,7 @@ impl Hub {
             rings_bytes_max: options.rings_bytes_max,
             rings_floor: AtomicUsize::new(0),
             pages: Pages::new(log, options.page_bytes_max, metrics.clone()),
+            pace: Pace::default(),
             filters: Filters::default(),
             sessions: Mutex::default(),
             turns: Turns::default(),
@@ -274,9 +279,11 @@ impl Hub {
         sessions.open.iter().for_each(|(_, mailbox)| mailbox.cut());
     }
 
-    /// Wakes the sessions of large topics, until `stop` is cancelled.
-    pub async fn wake_in_turn(self: Arc<Self>, stop: CancellationToken) {
-        stop.run_until_cancelled(self.turns.run()).await;
+    /// Wakes the sessions of large topics and lets those go on that are behind, a few at a time, until `stop` is
+    /// cancelled.
+    pub async fn take_turns(self: Arc<Self>, stop: CancellationToken) {
+        let both = async { tokio::join!(self.turns.run(), self.pace.run()) };
+        stop.run_until_cancelled(both).await;
     }
 
     fn wake(&self, topic: &Arc<Topic>) {

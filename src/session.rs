@@ -36,7 +36,7 @@ use crate::backoff::Backoff;
 use crate::channel::Channel;
 use crate::cursor::{Cursor, InvalidCursor, Start};
 use crate::fanout::pages::{Found, HeadRequest, Heads, ReplayPage, Wanted};
-use crate::fanout::{Filter, Hub, Joined, Mailbox, Pages};
+use crate::fanout::{Filter, Hub, Joined, Mailbox};
 use crate::id::{Partition, StreamId};
 use crate::limits::StreamPermit;
 use crate::log::LogError;
@@ -383,9 +383,19 @@ impl Session {
         &self.options
     }
 
-    /// Where its pages come from.
-    pub fn pages(&self) -> Arc<Pages> {
-        Arc::clone(&self.hub.pages)
+    /// Where its topics and pages are.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Whether the next batch comes from the log, and nothing has to be read for it first.
+    pub fn is_behind(&self) -> bool {
+        self.replay.as_ref().is_some_and(|replay| !replay.reading)
+    }
+
+    /// Whether the next step ends the stream.
+    pub fn is_to_close(&self, now: Now) -> bool {
+        self.closing(now).is_some()
     }
 
     /// Advances as long as all that comes is left out by the filter or a skip list, within bounds.

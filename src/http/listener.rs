@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::TcpListener;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::connection::Connection;
@@ -22,6 +23,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a connection that makes room needs to close.
 const DISMISS_PAUSE: Duration = Duration::from_millis(1);
+
+/// So many are accepted, and served if their request is there, before everybody else has their turn: thousands
+/// that come at once would all stand before the next event.
+const ACCEPTED_AT_ONCE: usize = 16;
 
 /// How connections are treated.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +65,7 @@ async fn accept(
     metrics: &HttpMetrics,
 ) {
     let HttpMetrics { connections, waiting, .. } = metrics;
-    let mut exhausted = false;
+    let (mut exhausted, mut accepted_at_once) = (false, 0);
     while let Some(accepted) = scope.soft().run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((socket, address)) => {
@@ -82,6 +87,11 @@ async fn accept(
                         () = seat.dismissed() => tracing::debug!("a connection without a request made room"),
                     }
                 });
+                accepted_at_once += 1;
+                if accepted_at_once == ACCEPTED_AT_ONCE {
+                    accepted_at_once = 0;
+                    yield_now().await;
+                }
             }
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection was not accepted");

@@ -1,10 +1,12 @@
 //! Driving: what a session needs from around it to go on: being woken, pages, and the time.
 //!
 //! Whoever writes for a subscriber, as a body or to a socket, asks its [`Driver`] for the next batch when it has
-//! room for one. Invariants: the driver registers before it looks, so no wake is lost; nothing is allocated for
-//! a session that waits. Neighbours: `http/stream.rs` and `http/detached.rs` write.
+//! room for one. Invariants: the driver registers before it looks, so no wake is lost; a session that is served from
+//! the log waits for its turn before each batch, a live one never does; nothing is allocated for a session that has
+//! nothing to do. Neighbours: `fanout/pace.rs` hands out turns, `http/stream.rs` and `http/detached.rs` write.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt;
@@ -14,6 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Batch, Next, Now, Session};
 use crate::clock;
+use crate::fanout::pace;
 use crate::fanout::pages::Heads;
 use crate::log::LogError;
 
@@ -21,11 +24,19 @@ pin_project! {
     /// A session, and what it waits for.
     pub struct Driver {
         session: Session,
-        // The pages that it asked for; boxed twice, because hardly any session reads.
-        read: Option<Box<BoxFuture<'static, Result<Heads, LogError>>>>,
+        // Boxed, because hardly any session is behind.
+        need: Option<Box<Need>>,
         #[pin]
         timer: Sleep,
     }
+}
+
+/// What a session that is behind has to wait for.
+enum Need {
+    /// The pages that it asked for.
+    Pages(BoxFuture<'static, Result<Heads, LogError>>),
+    /// Its turn.
+    Turn(pace::Turn),
 }
 
 /// What to do with a batch.
@@ -42,7 +53,7 @@ pub enum Turn {
 impl Driver {
     /// Drives `session`.
     pub fn new(session: Session) -> Self {
-        Self { session, read: None, timer: sleep_until(Instant::now()) }
+        Self { session, need: None, timer: sleep_until(Instant::now()) }
     }
 
     /// The session.
@@ -56,11 +67,26 @@ impl Driver {
         // First register, then look: what comes in between wakes the task again.
         this.session.mailbox().register(cx.waker());
         loop {
-            if let Some(read) = this.read
-                && let Poll::Ready(result) = read.poll_unpin(cx)
-            {
-                *this.read = None;
-                this.session.loaded(result, now());
+            match this.need.as_deref_mut() {
+                Some(Need::Pages(read)) => {
+                    if let Poll::Ready(result) = read.poll_unpin(cx) {
+                        *this.need = None;
+                        this.session.loaded(result, now());
+                        continue;
+                    }
+                }
+                Some(Need::Turn(turn)) => {
+                    // An error says that the node stops.
+                    if turn.poll_unpin(cx).is_pending() && !this.session.is_to_close(now()) {
+                        return Poll::Pending;
+                    }
+                    *this.need = None;
+                }
+                None if this.session.is_behind() => {
+                    *this.need = Some(Box::new(Need::Turn(this.session.hub().pace.turn())));
+                    continue;
+                }
+                None => {}
             }
             let wake_at = match this.session.step(now(), batch) {
                 Next::Flush => return Poll::Ready(Turn::Write),
@@ -71,7 +97,8 @@ impl Driver {
                     return Poll::Pending;
                 }
                 Next::Read(requests) => {
-                    *this.read = Some(Box::new(this.session.pages().read_heads(requests).boxed()));
+                    let read = Arc::clone(&this.session.hub().pages).read_heads(requests).boxed();
+                    *this.need = Some(Box::new(Need::Pages(read)));
                     continue;
                 }
                 Next::Wait(wake_at) => wake_at,

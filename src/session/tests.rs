@@ -6,6 +6,7 @@
 mod losses;
 mod model;
 mod rights;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
