@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{Access, FETCH_INTERVAL_MIN, Issuer, KeyStore, Tokens};
+use crate::auth::{Access, FETCH_INTERVAL_MIN, Issuer, KeySet, KeyStore, Tokens};
 use crate::config::auth::{Jwt, TokenKeys};
+use crate::config::server::Server;
 use crate::config::sse::Heartbeat;
 use crate::config::tls::Tls as TlsFiles;
 use crate::config::{Config, InvalidKey};
@@ -94,6 +95,7 @@ pub struct Broker {
 /// Takes on what has changed in files while the broker runs: the keys for tokens and the certificate.
 pub struct Reloader {
     auth: Jwt,
+    server: Server,
     tls: TlsFiles,
     access: Arc<Access>,
     shown: Option<Arc<Tls>>,
@@ -102,8 +104,9 @@ pub struct Reloader {
 impl Reloader {
     /// Reads the files again. What cannot be used is told, and the old stays.
     pub fn reload(&self) {
-        match self.auth.keys() {
+        match self.auth.keys(&self.server) {
             Ok(Some(TokenKeys::Fixed(keys))) => {
+                warn_of_weak(&keys);
                 self.access.replace_keys(keys);
                 tracing::info!("the keys for tokens were read again");
             }
@@ -130,6 +133,7 @@ pub async fn start(config: &Config, descriptors: u64, scope: &Scope) -> Result<B
     let tls = config.tls.certificate()?.map(Tls::new);
     let reloader = Reloader {
         auth: config.auth.jwt.clone(),
+        server: config.server.clone(),
         tls: config.tls.clone(),
         access: Arc::clone(&access),
         shown: tls.clone(),
@@ -219,14 +223,10 @@ fn open_access(config: &Config, scope: &Scope) -> Result<(Arc<Access>, Option<St
     if auth.has_no_key() {
         return Ok((Arc::new(Access::open()), None));
     }
-    if auth.jwt.has_weak_secret() {
-        tracing::warn!(
-            "the secret for tokens is short and can be guessed; openssl rand -hex 32 makes a good one"
-        );
-    }
-    let (keys, words) = match auth.jwt.keys()? {
+    let (keys, words) = match auth.jwt.keys(&config.server)? {
         None => (None, None),
         Some(TokenKeys::Fixed(keys)) => {
+            warn_of_weak(&keys);
             let words = keys.algorithms().join(", ");
             (Some(KeyStore::Fixed(RwLock::new(Arc::new(keys)))), Some(words))
         }
@@ -242,6 +242,14 @@ fn open_access(config: &Config, scope: &Scope) -> Result<(Arc<Access>, Option<St
     let tokens = keys.map(|keys| Tokens { keys, policy: auth.jwt.policy() });
     let access = Access::guarded(auth.api_keys(), tokens, auth.anonymous_subscribe.clone());
     Ok((Arc::new(access), words))
+}
+
+fn warn_of_weak(keys: &KeySet) {
+    if keys.has_weak_secret() {
+        tracing::warn!(
+            "a secret for tokens is short and can be guessed; openssl rand -hex 32 makes a good one"
+        );
+    }
 }
 
 /// A store, by its ports.

@@ -1,13 +1,14 @@
 //! Claims: what a verified token says (RFC 7519, section 4), and whether it counts now.
 //!
-//! Invariant: a token counts from `nbf` until the earlier of `exp` and `iat` + `lifetime_max`, give or take the
-//! leeway, and never without `exp`.
+//! Invariant: a token counts from the later of `nbf` and `iat` until the earlier of `exp` and `iat` + `lifetime_max`,
+//! give or take the leeway, and never without `exp`. Whatever a token is called by can be revoked.
 
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::caller::Caller;
+use super::revocation::check_target;
 use super::rights::Granted;
 use super::{Reason, Rejection, TokenPolicy};
 use crate::channel::check_user;
@@ -43,6 +44,14 @@ impl Claims {
         {
             return Err(Rejection::invalid(Reason::NotYetValid, "the token is not valid yet (nbf)"));
         }
+        if let Some(NumericDate(iat)) = self.iat
+            && now_ms.saturating_add(leeway) < iat
+        {
+            // Its end would move with it, beyond that of a revocation.
+            let text =
+                "the token was issued in the future (iat); auth.jwt.leeway says how far clocks may differ";
+            return Err(Rejection::invalid(Reason::NotYetValid, text));
+        }
         let outlived = self.iat.map(|NumericDate(iat)| iat.saturating_add(millis(policy.lifetime_max)));
         let ends_at_ms = exp.min(outlived.unwrap_or(u64::MAX)).saturating_add(leeway);
         if now_ms >= ends_at_ms {
@@ -60,6 +69,10 @@ impl Claims {
         if let Some(sub) = &self.sub {
             check_user(sub)
                 .map_err(|reason| Rejection::invalid(Reason::Claims, format!("the token's sub: {reason}")))?;
+        }
+        if let Some(jti) = &self.jti {
+            check_target(jti)
+                .map_err(|reason| Rejection::invalid(Reason::Claims, format!("the token's jti: {reason}")))?;
         }
         let granted = self.headwater.unwrap_or_default();
         Ok(Caller::of_token(self.sub.as_deref(), self.jti, ends_at_ms, &granted, anonymous))

@@ -27,7 +27,8 @@ const FETCH_INTERVAL_MAX: Duration = Duration::from_secs(600);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const SET_BYTES_MAX: usize = 1024 * 1024;
 
-/// Where an issuer publishes its keys: `https`, or `http` on this machine.
+/// Where an issuer publishes its keys: `https`, or `http` on this machine. `Debug`, `Display` and serialization show
+/// no credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IssuerUrl(Url);
 
@@ -37,7 +38,8 @@ impl IssuerUrl {
     /// # Errors
     /// In words, when keys fetched from there could be anybody's.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("{text:?} is no URL: {error}"))?;
+        // The text is not repeated: it may hold a password.
+        let url = Url::parse(text).map_err(|error| format!("this is no URL: {error}"))?;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let is_loopback =
             host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -45,8 +47,9 @@ impl IssuerUrl {
             "https" => Ok(Self(url)),
             "http" if is_loopback => Ok(Self(url)),
             _ => Err(format!(
-                "{text:?}: keys are fetched over https, or over http from this machine only; whoever can change them \
-                 on their way can make any token"
+                "{}: keys are fetched over https, or over http from this machine only; whoever can change them \
+                 on their way can make any token",
+                Self(url)
             )),
         }
     }
@@ -54,13 +57,18 @@ impl IssuerUrl {
 
 impl fmt::Display for IssuerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        let mut shown = self.0.clone();
+        if !shown.username().is_empty() || shown.password().is_some() {
+            // Neither fails where there is a host, and without one there is nothing to hide.
+            let _ = (shown.set_password(None), shown.set_username("***"));
+        }
+        fmt::Display::fmt(&shown, f)
     }
 }
 
 impl fmt::Debug for IssuerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.0.as_str(), f)
+        fmt::Debug::fmt(&self.to_string(), f)
     }
 }
 

@@ -57,10 +57,11 @@ fn verifying_key(jwk: &Jwk, allowed: &[Algorithm]) -> Option<VerifyingKey> {
         return None;
     }
     let key = DecodingKey::from_jwk(jwk).ok()?;
-    let point = key.try_get_as_bytes().ok().and_then(|point| curve_of(point.len()));
+    let bytes = key.try_get_as_bytes().map_or(0, <[u8]>::len);
+    let point = curve_of(bytes);
     let kind = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => KeyKind::Rsa,
-        AlgorithmParameters::OctetKey(_) => KeyKind::Secret,
+        AlgorithmParameters::OctetKey(_) if bytes > 0 => KeyKind::Secret,
         AlgorithmParameters::OctetKeyPair(p) if p.curve == EllipticCurve::Ed25519 => KeyKind::Ed25519,
         AlgorithmParameters::EllipticCurve(p) => match (&p.curve, point) {
             (EllipticCurve::P256, Some(KeyKind::P256)) => KeyKind::P256,

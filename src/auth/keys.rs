@@ -83,6 +83,8 @@ pub(super) struct VerifyingKey {
     pub(super) kid: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,
+    /// A secret with fewer than [`SECRET_BYTES_MIN`] bytes.
+    is_weak: bool,
 }
 
 impl VerifyingKey {
@@ -99,7 +101,9 @@ impl VerifyingKey {
             [] => possible[..1].to_vec(),
             allowed => allowed.iter().copied().filter(|a| possible.contains(a)).collect(),
         };
-        (!algorithms.is_empty()).then_some(Self { kid, algorithms, key })
+        let is_weak = family == KeyKind::Secret
+            && key.try_get_as_bytes().is_ok_and(|secret| secret.len() < SECRET_BYTES_MIN);
+        (!algorithms.is_empty()).then_some(Self { kid, algorithms, key, is_weak })
     }
 
     /// Uses the key with this one of its algorithms only, as a set may say.
@@ -236,6 +240,11 @@ impl KeySet {
     pub fn algorithms(&self) -> Vec<&'static str> {
         let used = |a: &&(&str, Algorithm)| self.keys.iter().any(|key| key.algorithms.contains(&a.1));
         ALGORITHMS.iter().filter(used).map(|(name, _)| *name).collect()
+    }
+
+    /// Whether tokens can be forged by guessing, as is tolerable only where nobody else can try.
+    pub fn has_weak_secret(&self) -> bool {
+        self.keys.iter().any(|key| key.is_weak)
     }
 
     /// What a token claims, if one of the keys made its signature.

@@ -13,7 +13,17 @@ use super::caller::Caller;
 /// Most revocations in force at a time, about 100 bytes each on every node.
 pub const REVOCATIONS_MAX: usize = 100_000;
 /// Longest `jti` or `sub` in bytes.
-pub const TARGET_BYTES_MAX: usize = 256;
+const TARGET_BYTES_MAX: usize = 256;
+
+/// What is wrong with a `jti` or a `sub` to revoke, if anything is.
+pub fn check_target(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > TARGET_BYTES_MAX || text.chars().any(char::is_control) {
+        return Err(format!(
+            "what can be revoked has 1 to {TARGET_BYTES_MAX} bytes and no control characters"
+        ));
+    }
+    Ok(())
+}
 
 /// Which tokens are meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -118,7 +118,8 @@ async fn neither_none_nor_a_public_key_taken_for_a_secret_makes_a_token() {
     assert!(is_invalid(&identify(&with_secret(), &token).await), "a critical extension is not understood");
 }
 
-/// Seen to fail without the longest lifetime, and with an `exp` that is passed over.
+/// Seen to fail without the longest lifetime, with an `exp` that is passed over, with an `iat` that may lie in the future
+/// (and moved the end there with it), and with a `jti` that cannot be revoked.
 #[tokio::test]
 async fn a_token_counts_from_nbf_until_the_earlier_of_exp_and_the_longest_lifetime() {
     let day = 86_400;
@@ -138,6 +139,12 @@ async fn a_token_counts_from_nbf_until_the_earlier_of_exp_and_the_longest_lifeti
         (json!({"nbf": NOW}), true, true),
         (json!({"nbf": NOW + 10}), false, true),
         (json!({"nbf": NOW + 11}), false, false),
+        (json!({"iat": NOW}), true, true),
+        (json!({"iat": NOW + 1, "exp": NOW + 10 * day}), false, true),
+        (json!({"iat": NOW + 11, "exp": NOW + 10 * day}), false, false),
+        (json!({"jti": "t".repeat(256)}), true, true),
+        (json!({"jti": "t".repeat(257)}), false, false),
+        (json!({"jti": "a\nb"}), false, false),
         (json!({"iat": NOW - day + 1, "exp": NOW + 10 * day}), true, true),
         (json!({"iat": NOW - day - 1, "exp": NOW + 10 * day}), false, true),
         (json!({"iat": NOW - 2 * day, "exp": NOW + 10 * day}), false, false),
@@ -256,6 +263,13 @@ fn of_a_key_set_only_what_verifies_is_taken() {
     ]});
     let parsed = KeySet::of_jwks(set.to_string().as_bytes(), &[]).unwrap();
     assert_eq!(parsed.algorithms(), ["HS256", "HS512"]);
+    assert!(!parsed.has_weak_secret());
+    for (bytes, is_weak) in [("MDEyMw", true), ("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZQ", true)] {
+        let set = json!({"keys": [oct("a", json!({})), oct("b", json!({"k": bytes}))]}).to_string();
+        assert_eq!(KeySet::of_jwks(set.as_bytes(), &[]).unwrap().has_weak_secret(), is_weak, "{bytes}");
+    }
+    let empty = json!({"keys": [oct("a", json!({"k": ""}))]}).to_string();
+    assert!(KeySet::of_jwks(empty.as_bytes(), &[]).is_err(), "nothing is no secret");
     for nothing in ["", "[]", "{}", "{\"keys\":[]}", "{\"keys\":[7]}"] {
         assert!(KeySet::of_jwks(nothing.as_bytes(), &[]).is_err(), "{nothing}");
     }

@@ -188,28 +188,38 @@ impl Jwt {
     /// The keys; `None` when tokens are not taken.
     ///
     /// # Errors
-    /// When a file cannot be read, or holds no key.
-    pub fn keys(&self) -> Result<Option<TokenKeys>, InvalidKey> {
-        if let Some(secret) = self.signing_secret()? {
-            let keys = KeySet::of_secret(&secret, &self.algorithms);
-            return self.made("auth.jwt.secret", keys);
+    /// When a file cannot be read or holds no key, and when a secret can be guessed and others can try.
+    pub fn keys(&self, server: &Server) -> Result<Option<TokenKeys>, InvalidKey> {
+        let Some((key, keys)) = self.fixed_keys()? else {
+            return Ok(self.jwks_url.clone().map(TokenKeys::Issuer));
+        };
+        if keys.has_weak_secret() && !server.is_loopback() {
+            let reason = format!(
+                "fewer than {SECRET_BYTES_MIN} bytes can be guessed from any token (RFC 7518, section 3.2), and {} can \
+                 be reached from other machines; openssl rand -hex 32 makes a good one",
+                server.listen
+            );
+            return Err(InvalidKey { key, reason });
         }
-        if let Some(path) = &self.public_key_file {
-            let pem = read(path, "auth.jwt.public_key_file")?;
-            let pem = String::from_utf8_lossy(&pem);
-            return self.made("auth.jwt.public_key_file", KeySet::of_pem(&pem, &self.algorithms));
-        }
-        if let Some(path) = &self.jwks_file {
-            let set = read(path, "auth.jwt.jwks_file")?;
-            return self.made("auth.jwt.jwks_file", KeySet::of_jwks(&set, &self.algorithms));
-        }
-        Ok(self.jwks_url.clone().map(TokenKeys::Issuer))
+        Ok(Some(TokenKeys::Fixed(keys)))
     }
 
-    fn made(&self, key: &'static str, keys: Result<KeySet, String>) -> Result<Option<TokenKeys>, InvalidKey> {
-        let key =
-            if key == "auth.jwt.secret" && self.secret.is_none() { "auth.jwt.secret_file" } else { key };
-        keys.map(|keys| Some(TokenKeys::Fixed(keys))).map_err(|reason| InvalidKey { key, reason })
+    /// What this configuration holds, or the file that it names, under the name of the key that says so.
+    fn fixed_keys(&self) -> Result<Option<(&'static str, KeySet)>, InvalidKey> {
+        let (key, keys) = if let Some(secret) = self.signing_secret()? {
+            let key = if self.secret.is_some() { "auth.jwt.secret" } else { "auth.jwt.secret_file" };
+            (key, KeySet::of_secret(&secret, &self.algorithms))
+        } else if let Some(path) = &self.public_key_file {
+            let key = "auth.jwt.public_key_file";
+            let pem = read(path, key)?;
+            (key, KeySet::of_pem(&String::from_utf8_lossy(&pem), &self.algorithms))
+        } else if let Some(path) = &self.jwks_file {
+            let key = "auth.jwt.jwks_file";
+            (key, KeySet::of_jwks(&read(path, key)?, &self.algorithms))
+        } else {
+            return Ok(None);
+        };
+        keys.map(|keys| Some((key, keys))).map_err(|reason| InvalidKey { key, reason })
     }
 
     /// The secret from `secret` or `secret_file`. A line break at the end of the file does not count.
@@ -228,12 +238,6 @@ impl Jwt {
             secret.pop();
         }
         Ok(Some(secret))
-    }
-
-    /// Whether tokens can be forged by guessing, as is tolerable only where nobody else can try.
-    pub fn has_weak_secret(&self) -> bool {
-        let secret = self.signing_secret().ok().flatten();
-        secret.is_some_and(|secret| secret.len() < SECRET_BYTES_MIN)
     }
 
     /// What a token has to be beside signed.
@@ -265,17 +269,7 @@ impl Jwt {
                     .to_owned();
             return Err(InvalidKey { key, reason });
         }
-        self.keys()?;
-        if self.has_weak_secret() && !server.is_loopback() {
-            let key = if self.secret.is_some() { "auth.jwt.secret" } else { "auth.jwt.secret_file" };
-            let reason = format!(
-                "fewer than {SECRET_BYTES_MIN} bytes can be guessed from any token (RFC 7518, section 3.2), and {} can \
-                 be reached from other machines; openssl rand -hex 32 makes a good one",
-                server.listen
-            );
-            return Err(InvalidKey { key, reason });
-        }
-        Ok(())
+        self.keys(server).map(|_| ())
     }
 }
 
@@ -298,11 +292,18 @@ fn cookie<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error
 fn key_hash<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyHash, D::Error> {
     // What was given may be the key itself.
     let text = value::hidden_text(deserializer)?;
-    KeyHash::parse(&text).ok_or_else(|| {
+    let hash = KeyHash::parse(&text).ok_or_else(|| {
         de::Error::custom(
             "expected the SHA-256 of the key in 64 hexadecimal digits, as printf %s KEY | sha256sum prints it",
         )
-    })
+    })?;
+    // What sha256sum prints when the variable that should hold the key is not set, after printf and after echo.
+    if ["", "\n"].map(KeyHash::of).contains(&hash) {
+        return Err(de::Error::custom(
+            "this is the SHA-256 of nothing, so everybody would have the key; make one with openssl rand -hex 32",
+        ));
+    }
+    Ok(hash)
 }
 
 fn print_key_hash<S: Serializer>(hash: &KeyHash, serializer: S) -> Result<S::Ok, S::Error> {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::problem::{Code, Problem};
 use super::publish::read_json;
 use super::{App, json_response};
-use crate::auth::revocation::{REVOCATIONS_MAX, Revocation, TARGET_BYTES_MAX, Target};
+use crate::auth::revocation::{REVOCATIONS_MAX, Revocation, Target, check_target};
 use crate::clock;
 use crate::sse::timestamp;
 
@@ -83,10 +83,7 @@ impl Order {
             _ => return Err(invalid("expected either \"jti\", one token's id, or \"sub\", a user's")),
         };
         let (Target::Token(text) | Target::Subject(text)) = &target;
-        if text.is_empty() || text.len() > TARGET_BYTES_MAX || text.chars().any(char::is_control) {
-            let detail = format!("jti and sub have 1 to {TARGET_BYTES_MAX} bytes and no control characters");
-            return Err(invalid(&detail));
-        }
+        check_target(text).map_err(|reason| invalid(&format!("jti or sub: {reason}")))?;
         let until_ms = match self.until {
             None => now_ms.saturating_add(lifetime_ms),
             Some(Time::Seconds(seconds)) => seconds.saturating_mul(1_000),

@@ -106,6 +106,7 @@ fn credentials(issuer: &RsaIssuer) -> Vec<Credential> {
         signed("expired", json!({"exp": now() - 1}), Expected::Unauthorized("token_expired")),
         signed("without exp", json!({"exp": null}), invalid),
         signed("not yet valid", json!({"nbf": now() + 600}), invalid),
+        signed("issued in the future", json!({"iat": now() + 600}), invalid),
         other("wrong key", RsaIssuer::new().token(&good)),
         other("alg none", unsigned(&good)),
         other("algorithm confusion", hs256(public_key.as_bytes(), &header, &good)),

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::guarded;
 use crate::support::broker::command;
-use crate::support::tokens::{RsaIssuer, SECRET, admin_claims, sha256, token};
+use crate::support::tokens::{RsaIssuer, SECRET, admin_claims, hs256, sha256, token};
 use crate::support::{Broker, Store, Subscribe, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,6 +153,39 @@ async fn keys_are_read_again_on_a_hangup_and_bad_ones_are_not_taken() {
     publish(&[new.jwk("new")]);
     broker.sighup();
     until("the old key has gone", async || (status(&old, "old").await == 401).then_some(())).await;
+}
+
+/// Seen to fail when only the start measures secrets, and when only `auth.jwt.secret` is measured.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_that_can_be_guessed_is_not_taken_on_a_hangup_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let (secret, set) = (dir.path().join("secret"), dir.path().join("jwks.json"));
+    let jwks = |key: &str| json!({"keys": [{"kty": "oct", "k": key}]}).to_string();
+    // "guess me" in base64url, and 32 bytes.
+    let (weak, strong) = ("Z3Vlc3MgbWU", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY");
+    let bytes = "0123456789abcdef0123456789abcdef";
+    for (key, file, good, bad) in [
+        ("auth.jwt.secret_file", &secret, bytes.to_owned(), "guess me".to_owned()),
+        ("auth.jwt.jwks_file", &set, jwks(strong), jwks(weak)),
+    ] {
+        std::fs::write(file, good).unwrap();
+        let builder = Broker::on(Store::Embedded).await.reachable_from_elsewhere();
+        let broker = builder.set(key, file.to_str().unwrap()).start().await;
+        let header = json!({"alg": "HS256"});
+        let status = async |secret: &str| {
+            let token = hs256(secret.as_bytes(), &header, &admin_claims());
+            broker.http.bearing(&token).get("/cursor").await.status
+        };
+        assert_eq!(status(bytes).await, 200);
+        std::fs::write(file, bad).unwrap();
+        broker.sighup();
+        until("the broker says why", async || {
+            let output = broker.output();
+            (output.contains("stay as they were") && output.contains("fewer than 32 bytes")).then_some(())
+        })
+        .await;
+        assert_eq!((status("guess me").await, status(bytes).await), (401, 200), "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

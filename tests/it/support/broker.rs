@@ -72,6 +72,7 @@ pub(crate) struct Builder {
     traced: Option<&'static str>,
     /// The authority of its certificate, in PEM.
     authority: Option<String>,
+    listens_on: Ipv4Addr,
 }
 
 impl Builder {
@@ -102,6 +103,12 @@ impl Builder {
         self
     }
 
+    /// Listens on every address of this machine, as a server in production does.
+    pub(crate) fn reachable_from_elsewhere(mut self) -> Self {
+        self.listens_on = Ipv4Addr::UNSPECIFIED;
+        self
+    }
+
     /// Writes down these system calls, see [`Broker::traced_calls`]. Restarts are not traced.
     pub(crate) fn traced(mut self, calls: &'static str) -> Self {
         self.traced = Some(calls);
@@ -113,7 +120,8 @@ impl Builder {
         let redis_url = self.redis_url.or_else(|| Some(self.redis.as_ref()?.url()));
         let dir = tempfile::tempdir().expect("a temporary directory");
         let program = self.traced.map_or_else(|| command(&[]), |calls| traced_command(calls, dir.path()));
-        let process = Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, 0);
+        let process =
+            Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, (self.listens_on, 0));
         let addr = process.address().await;
         let http = match &self.authority {
             Some(authority) => Http::over_tls(addr, authority),
@@ -165,18 +173,22 @@ impl Broker {
             Store::Embedded => None,
             Store::Redis => Some(Arc::new(Redis::start().await)),
         };
-        let builder = Builder { redis, redis_url: None, settings: Vec::new(), traced: None, authority: None };
-        builder.streams(streams)
+        Self::with(redis).streams(streams)
     }
 
     /// A broker on a Redis that the test started.
     pub(crate) fn on_redis(redis: &Arc<Redis>) -> Builder {
+        Self::with(Some(redis.clone()))
+    }
+
+    fn with(redis: Option<Arc<Redis>>) -> Builder {
         Builder {
-            redis: Some(redis.clone()),
+            redis,
             redis_url: None,
             settings: Vec::new(),
             traced: None,
             authority: None,
+            listens_on: Ipv4Addr::LOCALHOST,
         }
     }
 
@@ -260,8 +272,8 @@ impl Broker {
     pub(crate) async fn restart_unready(&mut self) {
         self.process.end();
         self.process.assert_no_panic();
-        let (dir, port) = (self.dir.path(), self.addr.port());
-        self.process = Process::start(command(&[]), dir, self.redis_url.as_deref(), &self.settings, port);
+        let (dir, listen) = (self.dir.path(), (Ipv4Addr::LOCALHOST, self.addr.port()));
+        self.process = Process::start(command(&[]), dir, self.redis_url.as_deref(), &self.settings, listen);
         assert_eq!(self.process.address().await, self.addr);
         self.leaves.store(false, Ordering::Relaxed);
         self.http = Http::new(self.addr);
@@ -343,9 +355,9 @@ impl Process {
         dir: &std::path::Path,
         redis_url: Option<&str>,
         settings: &[(String, String)],
-        port: u16,
+        listen: (Ipv4Addr, u16),
     ) -> Self {
-        command.args(["serve", "--listen"]).arg(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string());
+        command.args(["serve", "--listen"]).arg(SocketAddr::from(listen).to_string());
         command.current_dir(dir).arg("--data-dir").arg(dir.join("data"));
         if let Some(url) = redis_url {
             command.args(["--redis", url]);
@@ -414,7 +426,8 @@ impl Drop for Process {
 
 fn printed_address(line: &str) -> Option<SocketAddr> {
     let line = line.strip_prefix("stdout: ")?;
-    let (_, rest) = line.split_once("http://127.0.0.1:").or_else(|| line.split_once("https://127.0.0.1:"))?;
+    let (_, rest) = line.split_once("http://").or_else(|| line.split_once("https://"))?;
+    let rest = rest.strip_prefix("127.0.0.1:").or_else(|| rest.strip_prefix("0.0.0.0:"))?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     Some(SocketAddr::from((Ipv4Addr::LOCALHOST, digits.parse().ok()?)))
 }
@@ -456,5 +469,6 @@ fn the_printed_address_is_found_on_standard_output_only() {
     assert_eq!(printed_address("stdout: Headwater listens on http://127.0.0.1:4711/"), addr);
     assert_eq!(printed_address("stdout: Headwater listens on https://127.0.0.1:4711"), addr);
     assert_eq!(printed_address("stderr: Headwater listens on http://127.0.0.1:4711/"), None);
+    assert_eq!(printed_address("stdout: Headwater serves on http://0.0.0.0:4711 (..)"), addr);
     assert_eq!(printed_address("stdout: http://127.0.0.1:"), None);
 }
