@@ -321,8 +321,8 @@ fn app_options(config: &Config, descriptors: u64) -> AppOptions {
         token_lifetime_ms: u64::try_from((config.auth.jwt.lifetime_max + config.auth.jwt.leeway).as_millis())
             .unwrap_or(u64::MAX),
         protect_metrics: config.auth.protect_metrics,
-        // Pages of others are kept out by the token once there is one.
-        loopback_only: config.auth.has_no_key() && !config.auth.open,
+        // Pages of others are kept out by the token once there is one; who is open to the world has said so.
+        loopback_only: config.auth.has_no_key() && config.server.is_loopback(),
         log_name: if config.redis.url.is_some() { "redis" } else { "embedded" },
         listener: ListenerOptions {
             header_timeout: config.server.header_timeout,

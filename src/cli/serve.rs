@@ -70,6 +70,9 @@ async fn start_broker(config: Config, descriptors: u64, scope: Scope) -> Result<
         log = broker.log,
         "serving"
     );
+    if config.auth.has_no_key() && !config.server.is_loopback() {
+        warn!(address = %broker.address, "{}", open_to_everybody(&broker));
+    }
     // A closed standard output is no reason not to serve.
     let _ = greet(&config, &broker);
     Ok(broker.reloader)
@@ -115,10 +118,18 @@ fn who_may_do_what(config: &Config, broker: &Broker) -> String {
         return format!("Needs {}; {without}.", keys.join(" or "));
     }
     if config.server.is_loopback() {
-        return "Open to every program on this machine, and to none of another: no key is configured."
+        return "Open to every program on this machine, and to no other machine's programs and pages: no key is configured."
             .to_owned();
     }
-    format!("OPEN TO EVERYBODY WHO REACHES {}: no key is configured and auth.open is set.", broker.address)
+    open_to_everybody(broker)
+}
+
+fn open_to_everybody(broker: &Broker) -> String {
+    format!(
+        "OPEN TO EVERYBODY WHO REACHES {}, programs and web pages: anybody can read, publish to and purge every channel, \
+         because auth.open is set and no key is configured.",
+        broker.address
+    )
 }
 
 /// SIGTERM and SIGINT as messages, for as long as `tasks` lives.

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::connection::Connection;
 use super::metrics::HttpMetrics;
-use super::peer::Introduced;
+use super::peer::{Introduced, Peer};
 use super::tls::Tls;
 use crate::lifecycle::Scope;
 
@@ -74,8 +74,9 @@ async fn accept(
                 }
                 metrics.accepted.inc();
                 let seat = waiting.take(options.waiting_max);
+                let peer = Peer { address: address.ip(), is_tls: tls.is_some() };
                 let connection = Connection {
-                    router: Introduced::new(router.clone(), address.ip(), Arc::clone(&seat)),
+                    router: Introduced::new(router.clone(), peer, Arc::clone(&seat)),
                     tls: tls.cloned(),
                     options,
                     scope: scope.clone(),

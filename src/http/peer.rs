@@ -1,7 +1,7 @@
-//! Peers: where a request comes from, through proxies that are trusted.
+//! Peers: where a request comes from and over which scheme, through proxies that are trusted.
 //!
-//! Invariant: an address that a request claims for itself only counts where the next hop that is trusted says so;
-//! whoever is not trusted can claim what they like. Neighbour: `limits.rs` counts by address.
+//! Invariant: what a request claims about itself only counts where the next hop that is trusted says so; whoever is not
+//! trusted can claim what they like. Neighbour: `limits.rs` counts by address.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,6 +16,7 @@ use axum::response::Response;
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, FORWARDED};
 use http::request::Parts;
+use http::uri::Scheme;
 use http_body_util::BodyExt;
 use ipnet::IpNet;
 use tower::Service;
@@ -25,7 +26,11 @@ use crate::limits::Source;
 
 /// Where the connection comes from, among a request's extensions.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    /// TLS ends here.
+    pub(super) is_tls: bool,
+}
 
 /// The router as one connection sees it: every request says where it comes from, and that the connection is of use.
 #[derive(Clone)]
@@ -36,8 +41,8 @@ pub(super) struct Introduced {
 }
 
 impl Introduced {
-    pub(super) fn new(router: Router, address: IpAddr, seat: Arc<Seat>) -> Self {
-        Self { router, peer: Peer(address), seat }
+    pub(super) fn new(router: Router, peer: Peer, seat: Arc<Seat>) -> Self {
+        Self { router, peer, seat }
     }
 }
 
@@ -80,8 +85,37 @@ fn is_event_stream(response: &Response) -> bool {
 
 /// Who is held to the limits of an address.
 pub(super) fn source(request: &Parts, trusted: &[IpNet]) -> Source {
-    let peer = request.extensions.get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
-    Source::of(client(peer, &request.headers, trusted))
+    Source::of(client(peer(request).address, &request.headers, trusted))
+}
+
+fn peer(request: &Parts) -> Peer {
+    let unknown = Peer { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), is_tls: false };
+    request.extensions.get().copied().unwrap_or(unknown)
+}
+
+fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|net| net.contains(&address))
+}
+
+/// The scheme that the client used: what trusted proxies say, else `https` where TLS ends here. `None` where nobody says so:
+/// a proxy that is not trusted may have ended TLS.
+pub(super) fn scheme(request: &Parts, trusted: &[IpNet]) -> Option<Scheme> {
+    let peer = peer(request);
+    let mut said = Vec::new();
+    if is_trusted(peer.address.to_canonical(), trusted) {
+        said.extend(listed(&request.headers, "x-forwarded-proto").into_iter().flatten());
+        let forwarded = listed(&request.headers, FORWARDED.as_str()).into_iter().flatten();
+        said.extend(forwarded.filter_map(|element| parameter(element, "proto")));
+    }
+    let is = |scheme: &str| said.iter().any(|said| said.eq_ignore_ascii_case(scheme));
+    // One hop of several over TLS: the stricter one.
+    if is("https") {
+        return Some(Scheme::HTTPS);
+    }
+    if is("http") {
+        return Some(Scheme::HTTP);
+    }
+    peer.is_tls.then_some(Scheme::HTTPS)
 }
 
 /// The client's address: the peer's own, or what trusted proxies say about it.
@@ -91,8 +125,7 @@ pub(super) fn source(request: &Parts, trusted: &[IpNet]) -> Source {
 /// say the same, neither is believed.
 fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
-    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
-    if !is_trusted(peer) {
+    if !is_trusted(peer, trusted) {
         return peer;
     }
     let furthest = |hops: Vec<Option<IpAddr>>| {
@@ -101,7 +134,7 @@ fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
             // What is no address was not written by a proxy that knew it.
             let Some(hop) = hop else { break };
             last = hop;
-            if !is_trusted(hop) {
+            if !is_trusted(hop, trusted) {
                 break;
             }
         }
@@ -137,11 +170,16 @@ fn listed<'a>(headers: &'a HeaderMap, name: &str) -> Option<impl Iterator<Item =
 
 /// The `for` of an element of `Forwarded` (RFC 7239, section 4).
 fn forwarded_for(element: &str) -> Option<IpAddr> {
+    address(parameter(element, "for")?)
+}
+
+/// A parameter of an element of `Forwarded`, without its quotes.
+fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let mut nodes =
-        pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, node)| node.trim());
-    let node = nodes.next()?;
-    address(node.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(node))
+    let mut values =
+        pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim());
+    let value = values.next()?;
+    Some(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
 }
 
 /// An address, perhaps in brackets, perhaps with a port.
@@ -200,6 +238,35 @@ mod tests {
             ("10.0.0.1", vec![xff("198.51.100.1"), fwd("for=1.2.3.4")], "10.0.0.1"),
         ] {
             assert_eq!(found(peer, &lines), expected, "{peer} {lines:?}");
+        }
+    }
+
+    /// Seen to fail when a scheme counts whoever says it.
+    #[test]
+    fn a_scheme_counts_where_tls_ends_here_or_a_trusted_proxy_says_so() {
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let (near, far) = ("10.0.0.1", "198.51.100.1");
+        let (https, http) = (Some(Scheme::HTTPS), Some(Scheme::HTTP));
+        for (address, is_tls, lines, expected) in [
+            (far, false, vec![], None),
+            (far, true, vec![], https.clone()),
+            (far, false, vec![("x-forwarded-proto", "https")], None),
+            (far, true, vec![("x-forwarded-proto", "http"), ("forwarded", "proto=http")], https.clone()),
+            (near, false, vec![("x-forwarded-proto", "https")], https.clone()),
+            (near, false, vec![("x-forwarded-proto", "http")], http.clone()),
+            (near, true, vec![("x-forwarded-proto", "http")], http.clone()),
+            (near, false, vec![("x-forwarded-proto", "http, HTTPS")], https.clone()),
+            (near, false, vec![("forwarded", "for=1.2.3.4;Proto=\"https\"")], https.clone()),
+            (near, false, vec![("forwarded", "for=1.2.3.4")], None),
+            (near, true, vec![("x-forwarded-proto", "gopher")], https),
+        ] {
+            let mut request = Request::get("/");
+            for (name, value) in &lines {
+                request = request.header(*name, *value);
+            }
+            let (mut parts, ()) = request.body(()).unwrap().into_parts();
+            parts.extensions.insert(Peer { address: address.parse().unwrap(), is_tls });
+            assert_eq!(scheme(&parts, &trusted), expected, "{address} {is_tls} {lines:?}");
         }
     }
 

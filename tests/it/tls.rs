@@ -8,7 +8,8 @@ use reqwest::{Certificate, Client, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::broker::command;
+use crate::support::broker::{Builder, command};
+use crate::support::tokens::{SECRET, admin_claims, token};
 use crate::support::{Broker, Store, until, within};
 
 /// An authority of a test's own.
@@ -37,10 +38,14 @@ impl Authority {
     }
 
     async fn broker(&self, dir: &Path) -> Broker {
+        self.builder(dir).await.start().await
+    }
+
+    async fn builder(&self, dir: &Path) -> Builder {
         let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         let builder = Broker::on(Store::Embedded).await.over_tls(&self.pem());
         let builder = builder.set("tls.cert_file", &file("cert.pem")).set("tls.key_file", &file("key.pem"));
-        builder.set("server.header_timeout", "1s").start().await
+        builder.set("server.header_timeout", "1s")
     }
 
     fn client(&self) -> reqwest::ClientBuilder {
@@ -93,6 +98,26 @@ async fn one_connection_carries_many_streams() {
     let mut stream = old.get(&url).send().await.unwrap();
     assert_eq!(stream.version(), Version::HTTP_11);
     read_until(&mut stream, "event: connected").await;
+}
+
+/// Whoever is on the way can put a page at `http://` this host, but none at `https://`. Seen to fail when the scheme of
+/// `Origin` is passed over, over either version of HTTP.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_without_tls_may_not_use_the_cookie_of_a_site_with_it() {
+    let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.issue(dir.path());
+    let broker = authority.builder(dir.path()).await.set("auth.jwt.secret", SECRET).start().await;
+    let cookie = format!("headwater_token={}", token(&admin_claims()));
+    for client in [authority.client(), authority.client().http1_only()] {
+        let client = client.build().unwrap();
+        for (scheme, status) in [("https", 201), ("http", 403)] {
+            let request = client.post(format!("https://{}/channels/a/events", broker.addr));
+            let request = request.header("cookie", &cookie).header("content-type", "text/plain").body("x");
+            let answer =
+                request.header("origin", format!("{scheme}://{}", broker.addr)).send().await.unwrap();
+            assert_eq!(answer.status(), status, "{scheme} {:?}", answer.version());
+        }
+    }
 }
 
 /// Seen to fail with a certificate that is only read at start.

@@ -177,23 +177,34 @@ async fn nginx_refuses_a_large_batch_unless_told_not_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_open_broker_on_loopback_does_not_know_public_names_unless_told_so() {
-    let public = [("host", "events.example")];
-    let status = async |proxy: &ReverseProxy| {
-        proxy.http.send(reqwest::Method::GET, "/cursor?channels=a", &public, "").await.status
+async fn an_open_broker_on_loopback_knows_no_public_name_unless_the_proxy_hides_it() {
+    let get = async |proxy: &ReverseProxy, headers: &[(&str, &str)]| {
+        proxy.http.send(reqwest::Method::GET, "/cursor?channels=a", headers, "").await.status
     };
+    let public = ("host", "events.example");
+    let status = async |proxy: &ReverseProxy| get(proxy, &[public]).await;
     let guarded = Broker::start(Store::Embedded).await;
     let own_name = recommended("nginx-minimal.conf").start(&[guarded.addr]).await;
     assert_eq!(status(&own_name).await, 200, "nginx sends the address that it connects to");
     let upstream = recommended("nginx-minimal.conf").with("http://127.0.0.1:8080", "http://brokers");
     let upstream = upstream.with_line("upstream brokers { server 127.0.0.1:8080; }", "server {");
     assert_eq!(status(&upstream.start(&[guarded.addr]).await).await, 403, "or the upstream's name");
-    for name in ["nginx.conf", "haproxy-minimal.cfg", "haproxy.cfg"] {
+    let page = "https://events.example";
+    let listed = Broker::on(Store::Embedded).await.set("cors.allowed_origins", &format!("[\"{page}\"]"));
+    let listed = listed.start().await;
+    let server = "    server one";
+    let set_header = format!("    http-request set-header Host localhost\n{server}");
+    for (name, line, hiding) in [
+        ("nginx.conf", "Host $http_host", "Host localhost"),
+        ("haproxy-minimal.cfg", server, &set_header),
+        ("haproxy.cfg", server, &set_header),
+    ] {
         let proxy = recommended(name).start(&[guarded.addr]).await;
         assert_eq!(status(&proxy).await, 403, "{name} passes the public name on");
-        let open = Broker::on(Store::Embedded).await.set("auth.open", "true").start().await;
-        let proxy = recommended(name).start(&[open.addr]).await;
+        let proxy = recommended(name).with(line, hiding).start(&[listed.addr]).await;
         assert_eq!(status(&proxy).await, 200, "{name}");
+        assert_eq!(get(&proxy, &[public, ("origin", page)]).await, 200, "{name}");
+        assert_eq!(get(&proxy, &[public, ("origin", "https://evil.example")]).await, 403, "{name}");
     }
 }
 
