@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::time::timeout;
 
 pub use self::api_key::{ApiKey, KeyHash};
 pub use self::caller::Caller;
@@ -40,6 +41,9 @@ pub use self::revocation::Revocations;
 pub use self::rights::{Granted, Rights};
 use crate::clock;
 use crate::metrics::{Counters, Registry, observe};
+
+/// How long nobody looks whether the clock was set.
+const CLOCK_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// Why a credential is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -208,6 +212,22 @@ impl Access {
             return Err(Rejection::Revoked);
         }
         Ok(())
+    }
+
+    /// Waits until the right of a caller that was identified before has ended, and answers why.
+    pub async fn ended(&self, caller: &Caller) -> Rejection {
+        // First register, then look.
+        let mut changes = self.revocations.changes();
+        loop {
+            let now_ms = clock::unix_ms();
+            if let Err(ended) = self.still_valid(caller, now_ms) {
+                return ended;
+            }
+            let left =
+                caller.ends_at_ms().map_or(CLOCK_INTERVAL_MAX, |at| Duration::from_millis(at - now_ms));
+            // Whichever comes first, it is looked at again.
+            let _ = timeout(left.min(CLOCK_INTERVAL_MAX), changes.changed()).await;
+        }
     }
 }
 

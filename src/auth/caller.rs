@@ -125,6 +125,11 @@ impl Caller {
         self.0.rights.subscribe_anywhere()
     }
 
+    /// Whether there may be a channel that it may publish to.
+    pub fn may_publish_anywhere(&self) -> bool {
+        self.0.rights.publish_anywhere()
+    }
+
     /// Whether it may publish to a channel.
     pub fn may_publish(&self, channel: &Channel) -> bool {
         self.0.rights.publish(channel)

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 
 use super::caller::Caller;
 
@@ -77,12 +78,17 @@ impl std::str::FromStr for Target {
 
 /// The revocations that this node knows.
 #[derive(Debug, Default)]
-pub struct Revocations(RwLock<HashMap<Target, u64>>);
+pub struct Revocations {
+    /// Until when, by target.
+    known: RwLock<HashMap<Target, u64>>,
+    /// Tells whoever holds no session that there are others now.
+    changed: watch::Sender<()>,
+}
 
 impl Revocations {
     /// From now on matching tokens are refused. An `until_ms` that has passed lifts an earlier revocation.
     pub fn put(&self, revocation: Revocation, now_ms: u64) {
-        let mut known = self.0.write();
+        let mut known = self.known.write();
         if revocation.until_ms <= now_ms {
             known.remove(&revocation.target);
             return;
@@ -91,17 +97,25 @@ impl Revocations {
             known.retain(|_, until| *until > now_ms);
         }
         known.insert(revocation.target, revocation.until_ms);
+        drop(known);
+        self.changed.send_replace(());
     }
 
     /// Forgets what is known and takes these instead.
     pub fn replace(&self, revocations: Vec<Revocation>, now_ms: u64) {
         let in_force = revocations.into_iter().filter(|revocation| revocation.until_ms > now_ms);
-        *self.0.write() = in_force.map(|revocation| (revocation.target, revocation.until_ms)).collect();
+        *self.known.write() = in_force.map(|revocation| (revocation.target, revocation.until_ms)).collect();
+        self.changed.send_replace(());
+    }
+
+    /// Hears of every change from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Whether the caller's token was revoked.
     pub fn cover(&self, caller: &Caller, now_ms: u64) -> bool {
-        let known = self.0.read();
+        let known = self.known.read();
         if known.is_empty() {
             return false;
         }
@@ -112,12 +126,12 @@ impl Revocations {
 
     /// How many are in force.
     pub fn count(&self, now_ms: u64) -> usize {
-        self.0.read().values().filter(|until| **until > now_ms).count()
+        self.known.read().values().filter(|until| **until > now_ms).count()
     }
 
     /// Those in force, in the order of their targets.
     pub fn list(&self, now_ms: u64) -> Vec<Revocation> {
-        let known = self.0.read();
+        let known = self.known.read();
         let in_force = known.iter().filter(|(_, until)| **until > now_ms);
         let mut list: Vec<Revocation> = in_force
             .map(|(target, until_ms)| Revocation { target: target.clone(), until_ms: *until_ms })

@@ -49,6 +49,10 @@ impl Rights {
         self.admin || self.publish.iter().any(|pattern| pattern.grants(channel.as_str()))
     }
 
+    pub(super) fn publish_anywhere(&self) -> bool {
+        self.admin || !self.publish.is_empty()
+    }
+
     pub(super) fn admin(&self) -> bool {
         self.admin
     }

@@ -18,9 +18,13 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::time::timeout;
 
 use super::client::{self, Broker, CALL_TIMEOUT, ClientArgs};
 use super::{Failure, output};
+
+/// A broker gives up a stream that is silent for longer than 30 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Longest line of NDJSON in bytes: as much as the largest event that a broker can be configured to accept,
 /// escaped in the worst way, and then some.
@@ -204,7 +208,8 @@ fn progress_bar() -> ProgressBar {
     bar
 }
 
-/// Whole lines as they arrive: a block of input, less the line it breaks off in.
+/// Whole lines as they arrive: a block of input, less the line it breaks off in. While none arrive, a space now and then,
+/// which moves no line.
 fn blocks<R>(input: R, lines: Lines, progress: ProgressBar) -> impl Stream<Item = io::Result<Bytes>>
 where
     R: AsyncBufRead + Unpin,
@@ -214,7 +219,10 @@ where
         async move {
             let Some((mut input, mut lines, mut sent)) = state else { return Ok(None) };
             loop {
-                let block = input.fill_buf().await?;
+                let Ok(block) = timeout(KEEP_ALIVE, input.fill_buf()).await else {
+                    return Ok(Some((Bytes::from_static(b" "), Some((input, lines, sent)))));
+                };
+                let block = block?;
                 let (block_bytes, at_end) = (block.len(), block.is_empty());
                 let complete = if at_end { lines.finish() } else { lines.push(block)? };
                 input.consume(block_bytes);
@@ -308,7 +316,9 @@ fn tell(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt;
     use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
 
     use super::super::testing::{Answer, ScriptedBroker, json, soon, told};
     use super::super::{Command, Exit, parse};
@@ -329,6 +339,21 @@ mod tests {
 
     fn created() -> Vec<Answer> {
         vec![json("201 Created", r#"{"id":"01J","stream_id":"1-0","channel":"a","duplicate":false}"#)]
+    }
+
+    /// As from `tail -f` at night. Seen to fail when nothing is sent while there is nothing to publish.
+    #[tokio::test(start_paused = true)]
+    async fn silence_of_the_input_is_filled_with_what_moves_no_line() {
+        let (input, mut writer) = tokio::io::duplex(100);
+        let mut sent = std::pin::pin!(blocks(BufReader::new(input), Lines::new(None), progress_bar()));
+        let mut next = async || sent.next().await.unwrap().unwrap();
+        writer.write_all(b"{\"a\":1}\n{\"b\"").await.unwrap();
+        assert_eq!(next().await, "{\"a\":1}\n");
+        let began = tokio::time::Instant::now();
+        assert_eq!((next().await, next().await), (Bytes::from_static(b" "), Bytes::from_static(b" ")));
+        assert_eq!(began.elapsed(), 2 * KEEP_ALIVE);
+        writer.write_all(b":2}\n").await.unwrap();
+        assert_eq!(next().await, "{\"b\":2}\n");
     }
 
     #[tokio::test]

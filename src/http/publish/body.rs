@@ -31,8 +31,8 @@ const PERMIT_BYTES: usize = 1024;
 const ESCAPE_FACTOR: usize = 6;
 /// Room for everything in a body beside its data.
 const BODY_OVERHEAD_BYTES: usize = 64 * 1024;
-/// For a body that is published as a whole; an NDJSON stream may take its time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a body that is published as a whole, and for a silence of an NDJSON stream, which otherwise may take its time.
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a body that is too large is refused with, and why it is too large.
 pub(super) type TooLarge = (Code, &'static str);

@@ -1,10 +1,12 @@
 //! NDJSON: a stream of items, one a line, published in order in chunks while it is read.
 //!
 //! While the log works on one chunk the next gathers, so that chunks grow as large as the log is slow. Invariant:
-//! memory is bounded by two chunks and one line, however long the stream, and for all streams together (`body.rs`); a chunk is handed over only when the one
-//! before is known to be published, so what is published before a bad line stays, nothing after it follows, and the
-//! answer says how many that were.
+//! memory is bounded by two chunks and one line, however long the stream, and for all streams together (`body.rs`); a
+//! chunk is handed over only when the one before is known to be published, so what is published before a bad line
+//! stays, nothing after it follows, and the answer says how many that were; a stream that says nothing ends with the right
+//! to it, or when it has been silent for too long.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -15,13 +17,13 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::super::{App, json_response};
-use super::body::{Held, single_bytes_max};
+use super::body::{BODY_TIMEOUT, Held, single_bytes_max};
 use super::item::{Limits, parse_item};
 use super::{Code, Failed, Problem, publish_items, utf8};
-use crate::auth::Caller;
+use crate::auth::{Caller, Rejection};
 use crate::clock;
 use crate::id::EventId;
 use crate::limits::{Refused, Source};
@@ -38,6 +40,11 @@ pub(super) async fn publish_stream(
     source: Source,
     body: Body,
 ) -> Result<Response, Problem> {
+    if !caller.may_publish_anywhere() {
+        return Err(Problem::new(Code::Forbidden, "the token allows to publish to no channel at all"));
+    }
+    // Most of the time a stream waits for its client.
+    let mut right_ended = pin!(app.access.ended(caller));
     let mut publishing = Publishing::new(app, caller, source);
     let mut lines = Lines::new(body, single_bytes_max(&app.options.publish));
     loop {
@@ -54,6 +61,7 @@ pub(super) async fn publish_stream(
                 settled?;
                 continue;
             }
+            ended = &mut right_ended => return Err(publishing.abandon(ended, lines.number + 1).await),
             filled = lines.fill() => filled,
         };
         match filled {
@@ -154,9 +162,7 @@ impl<'a> Publishing<'a> {
         self.pace().await;
         // A stream may outlast the right to it.
         if let Err(ended) = self.app.access.still_valid(self.caller, clock::unix_ms()) {
-            let problem = Problem::from(ended).with("line", self.first_waiting_line);
-            self.waiting.clear();
-            return Err(problem.with("published", self.published));
+            return Err(self.abandon(ended, self.first_waiting_line).await);
         }
         let bytes = std::mem::take(&mut self.waiting_bytes);
         let items = std::mem::take(&mut self.waiting);
@@ -218,6 +224,17 @@ impl<'a> Publishing<'a> {
         }
     }
 
+    /// Throws away what waits, since the right to publish it has ended; `line` is the next one where nothing does.
+    async fn abandon(&mut self, ended: Rejection, line: u64) -> Problem {
+        // What the log works on was handed over in time.
+        if let Err(failed) = self.settle().await {
+            return failed;
+        }
+        let line = if self.waiting.is_empty() { line } else { self.first_waiting_line };
+        self.waiting.clear();
+        Problem::from(ended).with("line", line).with("published", self.published)
+    }
+
     async fn flush_and_settle(&mut self) -> Result<(), Problem> {
         self.flush().await?;
         self.settle().await
@@ -237,6 +254,8 @@ struct Lines {
     buffer: BytesMut,
     searched: usize,
     ended: bool,
+    /// Since when the client is waited for.
+    silent_since: Option<Instant>,
     line_bytes_max: usize,
     /// Of the line answered last, from 1.
     number: u64,
@@ -245,7 +264,15 @@ struct Lines {
 impl Lines {
     fn new(body: Body, line_bytes_max: usize) -> Self {
         let body = body.into_data_stream();
-        Self { body, buffer: BytesMut::new(), searched: 0, ended: false, line_bytes_max, number: 0 }
+        Self {
+            body,
+            buffer: BytesMut::new(),
+            searched: 0,
+            ended: false,
+            silent_since: None,
+            line_bytes_max,
+            number: 0,
+        }
     }
 
     /// The next line that has arrived whole; the last one needs no line break.
@@ -267,7 +294,7 @@ impl Lines {
         Some(line)
     }
 
-    /// Waits for more of the body. Answers false when no line can follow.
+    /// Waits for more of the body. Answers false when no line can follow. Nothing is lost when this is dropped.
     async fn fill(&mut self) -> Result<bool, Problem> {
         if self.ended {
             return Ok(false);
@@ -276,7 +303,17 @@ impl Lines {
             let detail = format!("a line exceeds {} bytes", self.line_bytes_max);
             return Err(Problem::new(Code::DataTooLarge, detail));
         }
-        match self.body.next().await {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        // What has arrived counts, however late anybody comes to look.
+        let Ok(next) = timeout_at(since + BODY_TIMEOUT, self.body.next()).await else {
+            let detail = format!(
+                "nothing arrived for {} s; send a space now and then while there is nothing to publish",
+                BODY_TIMEOUT.as_secs()
+            );
+            return Err(Problem::new(Code::RequestTimeout, detail));
+        };
+        self.silent_since = None;
+        match next {
             Some(Ok(bytes)) => {
                 self.buffer.extend_from_slice(&bytes);
                 Ok(true)
@@ -289,5 +326,57 @@ impl Lines {
                 Ok(!self.buffer.is_empty())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    use futures_util::stream;
+
+    use super::*;
+
+    /// Says `said` after so many seconds each, then nothing for ever.
+    fn lines_of(said: &'static [(u64, &'static str)]) -> Lines {
+        let said = stream::iter(said).then(|(seconds, text)| async {
+            sleep(Duration::from_secs(*seconds)).await;
+            Ok::<_, Infallible>(*text)
+        });
+        Lines::new(Body::from_stream(said.chain(stream::pending())), 100)
+    }
+
+    /// Seen to fail without a limit, with one for the whole body, and with one that begins anew whenever the wait is given
+    /// up for something else.
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_may_last_but_not_be_silent() {
+        let began = Instant::now();
+        let mut lines = lines_of(&[(29, "{}\n"), (29, " "), (29, "\n"), (29, "{")]);
+        for seconds in [29, 58, 87, 116] {
+            assert!(lines.fill().await.unwrap());
+            assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+        // As while chunks are published meanwhile.
+        for _ in 0..2 {
+            tokio::select! {
+                _ = lines.fill() => panic!("nobody said anything"),
+                () = sleep(Duration::from_secs(10)) => {}
+            }
+        }
+        assert_eq!(lines.fill().await.unwrap_err().code(), Code::RequestTimeout);
+        assert_eq!(began.elapsed().as_secs(), 146);
+    }
+
+    /// Seen to fail when the time is looked at before the body.
+    #[tokio::test(start_paused = true)]
+    async fn what_arrived_while_nobody_looked_is_not_late() {
+        let mut lines = lines_of(&[(1, "{}\n")]);
+        tokio::select! {
+            _ = lines.fill() => panic!("nobody said anything yet"),
+            () = sleep(Duration::from_millis(1)) => {}
+        }
+        sleep(Duration::from_secs(100)).await;
+        assert!(lines.fill().await.unwrap());
     }
 }

@@ -1,11 +1,12 @@
 //! Ends: what was begun with a right stops with it.
 
+use futures_util::StreamExt;
 use reqwest::Body;
 use serde_json::json;
 
 use super::{admin, guarded};
 use crate::support::tokens::{claims, now, token};
-use crate::support::{Setup, Store, Subscribe};
+use crate::support::{Setup, Store, Subscribe, until};
 
 /// Seen to fail with a session that does not know when the right ends.
 async fn a_stream_ends_with_its_token_and_is_not_to_come_back(setup: Setup) {
@@ -42,6 +43,46 @@ async fn a_stream_of_publishes_ends_with_its_token_too() {
     let published = problem["published"].as_u64().unwrap();
     assert!(published > 0, "{problem}");
     assert_eq!(admin(&broker).history("a").await.len() as u64, published);
+}
+
+/// Publishes one event, then says nothing and does not end.
+fn silent_after_one() -> Body {
+    let line = json!({"channel": "a", "data": 1}).to_string() + "\n";
+    let one = futures_util::stream::iter([Ok::<_, std::io::Error>(line)]);
+    Body::wrap_stream(one.chain(futures_util::stream::pending()))
+}
+
+/// Seen to fail when the right is looked at before a chunk only: such a stream stayed for as long as its client liked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_stream_of_publishes_ends_with_its_token_or_its_revocation() {
+    let broker = guarded(Store::Embedded).await.start().await;
+    let mut brief = claims("brief", &[], &["a"]);
+    brief["exp"] = json!(now() + 2);
+    let http = broker.http.bearing(&token(&brief));
+    let problem = http.publish_ndjson(silent_after_one()).await.problem(401);
+    assert_eq!((&problem["code"], &problem["published"]), (&json!("token_expired"), &json!(1)));
+    assert_eq!(problem["line"], 2);
+
+    let http = broker.http.bearing(&token(&claims("locked out", &[], &["a"])));
+    let (problem, ()) =
+        tokio::join!(async { http.publish_ndjson(silent_after_one()).await.problem(401) }, async {
+            let published = async || (admin(&broker).history("a").await.len() == 2).then_some(());
+            until("the first line is published", published).await;
+            // Of somebody else, so that nobody ends by being woken.
+            admin(&broker).post("/revocations", &json!({"sub": "brief"})).await.expect(201);
+            admin(&broker).post("/revocations", &json!({"sub": "locked out"})).await.expect(201);
+        });
+    assert_eq!((&problem["code"], &problem["published"]), (&json!("token_revoked"), &json!(1)));
+}
+
+/// Seen to fail when rights are looked at for each line only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_may_publish_nowhere_opens_no_stream_of_publishes() {
+    let broker = guarded(Store::Embedded).await.start().await;
+    let reader = broker.http.bearing(&token(&claims("u", &["*"], &[])));
+    let silent = || Body::wrap_stream(futures_util::stream::pending::<Result<&str, std::io::Error>>());
+    assert_eq!(reader.publish_ndjson(silent()).await.problem(403)["code"], "forbidden");
+    assert_eq!(broker.http.publish_ndjson(silent()).await.problem(401)["code"], "token_required");
 }
 
 both_paths!(a_stream_ends_with_its_token_and_is_not_to_come_back);
