@@ -60,6 +60,9 @@ pub enum Rejection {
     /// An administrator ended it.
     #[error("the token, or its subject, was revoked")]
     Revoked,
+    /// No key has its name, and the issuer cannot be asked for a newer one before so long.
+    #[error("no key has the token's kid; the issuer can be asked again in {} s", .0.as_secs() + 1)]
+    UnknownKey(Duration),
     /// Whether it is valid cannot be found out now.
     #[error("the keys of the issuer cannot be had now: {0}")]
     KeysUnavailable(String),

@@ -2,19 +2,20 @@
 //!
 //! [`Control`] is the port; the stores keep what has to last and ring a doorbell, and one task a node listens.
 //! Invariants: a revocation that was acknowledged is in the store, and every node that reaches the store obeys it
-//! within a second; after every interruption a node reads again all that is in force, and writes back what the
+//! within a second, once it is known that they could be told; after every interruption a node reads again all that is in force, and writes back what the
 //! store has lost and this node has not.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Access;
-use crate::auth::revocation::{Revocation, Target};
+use crate::auth::revocation::{Revocation, Target, Until};
 use crate::clock;
 use crate::fanout::Hub;
 use crate::id::StreamId;
@@ -25,14 +26,19 @@ use crate::sse::ClosingReason;
 /// Between two attempts to read from a store that is away.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Orders whose outcome is not known; with more, others are refused.
+const UNSETTLED_MAX: usize = 1_024;
+
 /// A store's side.
 #[async_trait]
 pub trait Control: Send + Sync + 'static {
-    /// Keeps a revocation, or removes it where its end has passed, and tells every node.
-    async fn revoke(&self, revocation: &Revocation) -> Result<(), LogError>;
+    /// Keeps a revocation, or removes it where its end has passed, and tells every node. Answers when it ends.
+    /// [`LogError::Unknown`] means that it may be kept without every node knowing.
+    async fn revoke(&self, target: &Target, until: Until) -> Result<u64, LogError>;
 
-    /// Keeps a revocation that was lost, unless the store holds one of the same target, and tells every node.
-    async fn restore(&self, revocation: &Revocation) -> Result<(), LogError>;
+    /// Keeps a revocation that was lost, unless the store holds one of the same target, and tells every node. Answers
+    /// false where it was lifted rather than lost.
+    async fn restore(&self, revocation: &Revocation) -> Result<bool, LogError>;
 
     /// All that is in force, and where news begin that are not in it. `heard` is the newest that a node has heard.
     async fn read(&self, heard: StreamId) -> Result<Snapshot, LogError>;
@@ -71,12 +77,17 @@ pub struct Controller {
     access: Arc<Access>,
     hub: Arc<Hub>,
     failures: Counter,
+    /// One order after the other, and none while the store is read: what is acknowledged in between would be forgotten.
+    orders: Mutex<Unsettled>,
 }
+
+/// Orders of which it is not known whether every node has heard; they are given again until that is.
+type Unsettled = HashMap<Target, Until>;
 
 impl Controller {
     /// For one node.
     pub fn new(store: Arc<dyn Control>, access: Arc<Access>, hub: Arc<Hub>) -> Self {
-        Self { store, access, hub, failures: Counter::default() }
+        Self { store, access, hub, failures: Counter::default(), orders: Mutex::default() }
     }
 
     /// Registers what is counted.
@@ -86,9 +97,33 @@ impl Controller {
     }
 
     /// Revokes on every node; here at once.
-    pub async fn revoke(&self, revocation: Revocation) -> Result<(), LogError> {
-        self.store.revoke(&revocation).await?;
-        self.apply(revocation);
+    pub async fn revoke(&self, target: Target, until: Until) -> Result<Revocation, LogError> {
+        let mut unsettled = self.orders.lock().await;
+        if unsettled.len() >= UNSETTLED_MAX {
+            return Err(LogError::Unavailable("earlier revocations have not been settled yet".to_owned()));
+        }
+        // What is ordered now counts, whatever became of what was.
+        unsettled.remove(&target);
+        let revoked = self.store.revoke(&target, until).await;
+        if let Err(LogError::Unknown(_)) = &revoked {
+            unsettled.insert(target.clone(), until);
+        }
+        let revocation = Revocation { target, until_ms: revoked? };
+        self.apply(revocation.clone());
+        Ok(revocation)
+    }
+
+    /// Gives orders again whose outcome is not known. Each may be repeated: it says how things are to be.
+    async fn settle(&self) -> Result<(), LogError> {
+        let mut unsettled = self.orders.lock().await;
+        while let Some((target, until)) =
+            unsettled.iter().next().map(|(target, until)| (target.clone(), *until))
+        {
+            let until_ms = self.store.revoke(&target, until).await?;
+            unsettled.remove(&target);
+            tracing::info!(target_of_revocation = %target, "every node has heard of a revocation that was in doubt");
+            self.apply(Revocation { target, until_ms });
+        }
         Ok(())
     }
 
@@ -122,6 +157,11 @@ impl Controller {
                 Ok(news) => {
                     (position, is_behind) = (news.position, news.has_hole);
                     news.revocations.into_iter().for_each(|revocation| self.apply(revocation));
+                    if let Err(error) = self.settle().await {
+                        self.failures.inc();
+                        tracing::debug!(%error, "a revocation is in doubt");
+                        sleep(RETRY).await;
+                    }
                 }
                 Err(error) => {
                     self.failures.inc();
@@ -135,24 +175,31 @@ impl Controller {
 
     /// After an interruption: takes what the store says, unless the store itself may have gone back.
     async fn catch_up(&self, position: StreamId) -> Result<StreamId, LogError> {
+        let _no_order = self.orders.lock().await;
         let snapshot = self.store.read(position).await?;
         let now_ms = clock::unix_ms();
+        let known = self.access.revocations.list(now_ms);
         let mut in_force = snapshot.revocations;
-        if snapshot.continues {
-            self.access.revocations.replace(in_force.clone(), now_ms);
-        } else {
-            let known = self.access.revocations.list(now_ms).into_iter();
-            let held: HashSet<&Target> = in_force.iter().map(|held| &held.target).collect();
-            let lost: Vec<Revocation> = known.filter(|known| !held.contains(&known.target)).collect();
-            if !lost.is_empty() {
-                let revocations = lost.len();
-                tracing::warn!(revocations, "the store has lost revocations; they are written again");
+        if !snapshot.continues {
+            let held: HashSet<Target> = in_force.iter().map(|held| held.target.clone()).collect();
+            let mut restored = 0;
+            for missing in known.iter().filter(|known| !held.contains(&known.target)) {
+                if self.store.restore(missing).await? {
+                    restored += 1;
+                    in_force.push(missing.clone());
+                }
             }
-            for revocation in &lost {
-                self.store.restore(revocation).await?;
+            if restored > 0 {
+                tracing::warn!(
+                    revocations = restored,
+                    "the store had lost revocations; they were written again"
+                );
             }
-            in_force.extend(lost);
         }
+        self.access.revocations.replace(in_force.clone(), now_ms);
+        // Of those that were known no session is left.
+        let known: HashSet<Target> = known.into_iter().map(|known| known.target).collect();
+        in_force.retain(|revocation| !known.contains(&revocation.target));
         for revocation in in_force {
             self.apply(revocation);
         }

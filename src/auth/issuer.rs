@@ -1,8 +1,9 @@
 //! The keys of an issuer that publishes them at a URL.
 //!
 //! One task fetches; requests read what it has. Invariants: a token that names an unknown key has the set
-//! fetched again, but however many do, not more often than every [`FETCH_INTERVAL_MIN`]; keys that were fetched
-//! once stay while the issuer cannot be reached; no request waits longer than one fetch takes.
+//! fetched again, but however many do, not more often than every [`FETCH_INTERVAL_MIN`], and is not refused for good
+//! before; keys that were fetched once stay while the issuer cannot be reached; no request waits longer than one
+//! fetch takes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -179,11 +180,15 @@ impl Issuer {
                 Some(Err(Unverifiable::NoSuchKey(rejection))) => Some(rejection),
                 None => None,
             };
-            let may_fetch = known.next_at.is_none_or(|at| at <= Instant::now());
-            if asked || !may_fetch {
+            let next_in = known.next_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let has_to_wait = next_in.filter(|wait| !wait.is_zero());
+            if asked || has_to_wait.is_some() {
                 // Without an answer from the issuer nobody can say that the key does not exist.
                 return Err(match (known.failure, rejection) {
-                    (None, Some(rejection)) => rejection,
+                    (None, Some(rejection)) => match has_to_wait {
+                        Some(wait) if !asked => Rejection::UnknownKey(wait),
+                        _ => rejection,
+                    },
                     (failure, _) => {
                         Rejection::KeysUnavailable(failure.unwrap_or_else(|| "not fetched yet".to_owned()))
                     }

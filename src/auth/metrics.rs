@@ -54,6 +54,7 @@ impl Rejection {
         match self {
             Self::Missing(_) => None,
             Self::Invalid(reason, _) => Some(*reason),
+            Self::UnknownKey(_) => Some(Reason::Key),
             Self::Expired(_) => Some(Reason::Expired),
             Self::Revoked => Some(Reason::Revoked),
             Self::KeysUnavailable(_) => Some(Reason::KeysUnavailable),

@@ -44,6 +44,31 @@ pub struct Revocation {
     pub until_ms: u64,
 }
 
+/// When a revocation that is ordered is to end, in milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// Then, whatever was ordered before. In the past it lifts an earlier one.
+    Exactly(u64),
+    /// Then, unless an earlier one lasts longer.
+    AtLeast(u64),
+}
+
+impl Until {
+    /// The moment that was ordered.
+    pub fn ms(self) -> u64 {
+        let (Self::Exactly(ms) | Self::AtLeast(ms)) = self;
+        ms
+    }
+
+    /// The moment that counts beside that of an earlier revocation.
+    pub fn beside(self, earlier_ms: Option<u64>) -> u64 {
+        match self {
+            Self::Exactly(ms) => ms,
+            Self::AtLeast(ms) => ms.max(earlier_ms.unwrap_or(0)),
+        }
+    }
+}
+
 impl Target {
     /// Whether the caller came with such a token.
     pub fn matches(&self, caller: &Caller) -> bool {

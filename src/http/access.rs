@@ -84,7 +84,7 @@ async fn caller(app: &App, needs: Needs, request: &Parts) -> Result<Caller, Refu
     let credential = presented.as_ref().map(|(_, credential)| &**credential);
     let identified = app.access.identify(credential, clock::unix_ms()).await;
     let caller = identified.map_err(|rejection| match rejection {
-        Rejection::KeysUnavailable(_) if asks_for_events(request) => {
+        Rejection::KeysUnavailable(_) | Rejection::UnknownKey(_) if asks_for_events(request) => {
             Refused::ForNow(ClosingReason::Unavailable)
         }
         rejection => Problem::from(rejection).into(),
@@ -229,16 +229,16 @@ impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let code = match rejection {
             Rejection::Missing(_) => Code::TokenRequired,
-            Rejection::Invalid(..) => Code::TokenInvalid,
+            Rejection::Invalid(..) | Rejection::UnknownKey(_) => Code::TokenInvalid,
             Rejection::Expired(_) => Code::TokenExpired,
             Rejection::Revoked => Code::TokenRevoked,
             Rejection::KeysUnavailable(_) => Code::Unavailable,
         };
         let problem = Self::new(code, rejection.to_string());
-        if code == Code::Unavailable {
-            problem.retry_after(std::time::Duration::from_secs(2))
-        } else {
-            problem
+        match rejection {
+            Rejection::KeysUnavailable(_) => problem.retry_after(std::time::Duration::from_secs(2)),
+            Rejection::UnknownKey(wait) => problem.retry_after(wait),
+            _ => problem,
         }
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::problem::{Code, Problem};
 use super::publish::read_json;
 use super::{App, json_response};
-use crate::auth::revocation::{REVOCATIONS_MAX, Revocation, Target, check_target};
+use crate::auth::revocation::{REVOCATIONS_MAX, Revocation, Target, Until, check_target};
 use crate::clock;
 use crate::sse::timestamp;
 
@@ -45,14 +45,14 @@ pub(super) async fn revoke(
     let order: Order =
         serde_json::from_slice(&body).map_err(|error| Problem::new(Code::InvalidBody, error.to_string()))?;
     let now_ms = clock::unix_ms();
-    let revocation = order.into_revocation(app.options.token_lifetime_ms, now_ms)?;
-    let is_in_force = revocation.until_ms > now_ms;
+    let (target, until) = order.read(app.options.token_lifetime_ms, now_ms)?;
+    let is_in_force = until.ms() > now_ms;
     if is_in_force && app.access.revocations.count(now_ms) >= REVOCATIONS_MAX {
         let detail =
             format!("{REVOCATIONS_MAX} revocations are in force; the next one has to wait until one ends");
         return Err(Problem::new(Code::Overloaded, detail).retry_after(std::time::Duration::from_secs(60)));
     }
-    app.controller.revoke(revocation.clone()).await?;
+    let revocation = app.controller.revoke(target, until).await?;
     // For the record: who was locked out, and until when, is what an operator will ask.
     tracing::info!(target_of_revocation = %revocation.target, until = timestamp(revocation.until_ms), "tokens were revoked");
     let status = if is_in_force { StatusCode::CREATED } else { StatusCode::OK };
@@ -75,7 +75,7 @@ fn describe(revocation: &Revocation) -> Value {
 }
 
 impl Order {
-    fn into_revocation(self, lifetime_ms: u64, now_ms: u64) -> Result<Revocation, Problem> {
+    fn read(self, lifetime_ms: u64, now_ms: u64) -> Result<(Target, Until), Problem> {
         let invalid = |detail: &str| Problem::new(Code::InvalidBody, detail);
         let target = match (self.jti, self.sub) {
             (Some(jti), None) => Target::Token(jti.into()),
@@ -84,17 +84,18 @@ impl Order {
         };
         let (Target::Token(text) | Target::Subject(text)) = &target;
         check_target(text).map_err(|reason| invalid(&format!("jti or sub: {reason}")))?;
-        let until_ms = match self.until {
-            None => now_ms.saturating_add(lifetime_ms),
-            Some(Time::Seconds(seconds)) => seconds.saturating_mul(1_000),
+        let until = match self.until {
+            // Nobody who asks for the usual means to shorten what somebody asked for before.
+            None => Until::AtLeast(now_ms.saturating_add(lifetime_ms)),
+            Some(Time::Seconds(seconds)) => Until::Exactly(seconds.saturating_mul(1_000)),
             Some(Time::Text(text)) => {
                 let time: jiff::Timestamp = text.parse().map_err(|error| {
                     invalid(&format!("until: expected a time as in \"2030-01-31T12:00:00Z\", or seconds since 1970: {error}"))
                 })?;
-                u64::try_from(time.as_millisecond()).unwrap_or(0)
+                Until::Exactly(u64::try_from(time.as_millisecond()).unwrap_or(0))
             }
         };
-        Ok(Revocation { target, until_ms })
+        Ok((target, until))
     }
 }
 
@@ -104,23 +105,23 @@ mod tests {
 
     const NOW_MS: u64 = 1_700_000_000_000;
 
-    fn read(json: &str) -> Result<Revocation, Problem> {
+    fn read(json: &str) -> Result<(Target, Until), Problem> {
         let order: Order =
             serde_json::from_str(json).map_err(|e| Problem::new(Code::InvalidBody, e.to_string()))?;
-        order.into_revocation(5_000, NOW_MS)
+        order.read(5_000, NOW_MS)
     }
 
     #[test]
     fn an_end_is_a_time_in_words_or_seconds_or_follows_from_the_longest_lifetime() {
         let target = Target::Subject("u".into());
-        for (json, until_ms) in [
-            (r#"{"sub":"u"}"#, NOW_MS + 5_000),
-            (r#"{"sub":"u","until":1800000000}"#, 1_800_000_000_000),
-            (r#"{"sub":"u","until":"2027-01-15T08:00:00Z"}"#, 1_800_000_000_000),
-            (r#"{"sub":"u","until":"2027-01-15T09:00:00+01:00"}"#, 1_800_000_000_000),
-            (r#"{"sub":"u","until":"1900-01-01T00:00:00Z"}"#, 0),
+        for (json, until) in [
+            (r#"{"sub":"u"}"#, Until::AtLeast(NOW_MS + 5_000)),
+            (r#"{"sub":"u","until":1800000000}"#, Until::Exactly(1_800_000_000_000)),
+            (r#"{"sub":"u","until":"2027-01-15T08:00:00Z"}"#, Until::Exactly(1_800_000_000_000)),
+            (r#"{"sub":"u","until":"2027-01-15T09:00:00+01:00"}"#, Until::Exactly(1_800_000_000_000)),
+            (r#"{"sub":"u","until":"1900-01-01T00:00:00Z"}"#, Until::Exactly(0)),
         ] {
-            assert_eq!(read(json).unwrap(), Revocation { target: target.clone(), until_ms }, "{json}");
+            assert_eq!(read(json).unwrap(), (target.clone(), until), "{json}");
         }
         for json in [
             "{}",

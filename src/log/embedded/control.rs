@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 
 use super::{EmbeddedLog, Shared, closed};
-use crate::auth::revocation::Revocation;
+use crate::auth::revocation::{Revocation, Target, Until};
 use crate::control::{Control, News, Snapshot};
 use crate::id::StreamId;
 use crate::log::LogError;
@@ -23,28 +23,32 @@ const FILE: &str = "revocations";
 
 #[async_trait]
 impl Control for EmbeddedLog {
-    async fn revoke(&self, revocation: &Revocation) -> Result<(), LogError> {
-        let revocation = revocation.clone();
+    async fn revoke(&self, target: &Target, until: Until) -> Result<u64, LogError> {
+        let target = target.clone();
         self.with_file(move |shared| {
             let now_ms = (shared.clock)();
             let mut kept = read(shared)?;
-            kept.retain(|known| known.until_ms > now_ms && known.target != revocation.target);
-            if revocation.until_ms > now_ms {
-                kept.push(revocation);
+            let earlier = kept.iter().find(|known| known.target == target).map(|known| known.until_ms);
+            let until_ms = until.beside(earlier);
+            kept.retain(|known| known.until_ms > now_ms && known.target != target);
+            if until_ms > now_ms {
+                kept.push(Revocation { target, until_ms });
             }
             let mut lines = String::new();
             for Revocation { target, until_ms } in &kept {
                 writeln!(lines, "{until_ms} {target}").expect("a String takes text");
             }
             let written = shared.directory.write_whole(FILE, &lines);
-            written.map_err(|error| LogError::Unavailable(format!("revocations cannot be written: {error}")))
+            written
+                .map(|()| until_ms)
+                .map_err(|error| LogError::Refused(format!("revocations cannot be written: {error}")))
         })
         .await
     }
 
     /// Nothing gets lost here that this node still knows.
-    async fn restore(&self, _revocation: &Revocation) -> Result<(), LogError> {
-        Ok(())
+    async fn restore(&self, _revocation: &Revocation) -> Result<bool, LogError> {
+        Ok(true)
     }
 
     async fn read(&self, _heard: StreamId) -> Result<Snapshot, LogError> {

@@ -70,7 +70,8 @@ impl KeyServer {
     }
 }
 
-/// Seen to fail when only the first fetch counts, and when every unknown key is asked for.
+/// Seen to fail when only the first fetch counts, when every unknown key is asked for, and when an unknown key is refused
+/// for good though the issuer has not been asked since: an `EventSource` never came back from that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_issuers_keys_are_fetched_when_a_new_one_appears_and_outlive_an_outage() {
     let (old, new) = (RsaIssuer::new(), RsaIssuer::new());
@@ -80,6 +81,20 @@ async fn an_issuers_keys_are_fetched_when_a_new_one_appears_and_outlive_an_outag
     let status = async |token: String| broker.http.bearing(&token).get("/cursor").await.status;
     assert_eq!(status(old.token_of("old", &admin_claims())).await, 200);
     assert_eq!(status(new.token_of("old", &admin_claims())).await, 401, "the signature is another's");
+
+    // Until the issuer may be asked again nobody can say that a key is none of its: a browser must come back.
+    until("the issuer was asked a moment ago", async || {
+        let answer = broker.http.bearing(&new.token_of("newer", &admin_claims())).get("/cursor").await;
+        assert_eq!(answer.status, 401);
+        answer.header("retry-after").parse::<u64>().ok()
+    })
+    .await;
+    let unknown = new.token_of("newer still", &admin_claims());
+    let mut refused = Subscribe::to(&["a"]).bearing(&unknown).open(broker.addr).await;
+    assert_eq!(
+        refused.next_control("closing").await.json(),
+        json!({"reason": "unavailable", "reconnect": true})
+    );
 
     // However many ask for an unknown key, the issuer is not asked more often than every 10 s.
     for n in 0..50 {
