@@ -144,6 +144,24 @@ mod tests {
         assert_eq!(found, wanted);
     }
 
+    /// What the fuzzer begins with. Seen to fail with a target that has nothing to begin with.
+    #[test]
+    fn every_target_begins_with_texts_that_mean_something() {
+        let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+        for (name, entry) in ENTRIES {
+            let texts: Vec<Vec<u8>> = std::fs::read_dir(seeds.join(name))
+                .unwrap_or_else(|error| panic!("fuzz/seeds/{name}: {error}"))
+                .map(|text| std::fs::read(text.unwrap().path()).unwrap())
+                .collect();
+            assert!(texts.len() > 2, "{name}");
+            for text in &texts {
+                entry(text);
+            }
+        }
+        let targets = std::fs::read_dir(seeds).unwrap().count();
+        assert_eq!(targets, ENTRIES.len(), "and what is no target has no texts");
+    }
+
     fn near() -> impl Strategy<Value = Vec<u8>> {
         let mutated = (prop::sample::select(KNOWN), any::<prop::sample::Index>(), any::<u8>(), 0..3usize)
             .prop_map(|(text, at, byte, how)| {
