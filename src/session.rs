@@ -343,6 +343,13 @@ impl Session {
             .or(is_over.then_some(ClosingReason::Lifetime))
     }
 
+    /// Whether what was gathered before, and is not on its way yet, must not be delivered any more: the right to it has
+    /// ended, and the subscriber has not been told yet.
+    pub fn is_barred(&self, now: Now) -> bool {
+        let is_open = !matches!(self.phase, Phase::Closed);
+        is_open && self.closing(now).is_some_and(|reason| !reason.reconnect())
+    }
+
     /// What the last [`Next::Read`] asked for, or why it cannot be had now.
     pub fn loaded(&mut self, result: Result<Heads, LogError>, now: Now) {
         let replay = self.replay_mut();

@@ -34,11 +34,13 @@ use tower::ServiceExt;
 use super::detached::Detached;
 use super::handover::{self, Desk, Parked};
 use super::listener::ListenerOptions;
+use super::metrics::Handshake;
 use super::peer::Introduced;
 use super::socket;
 use super::tls::{self, Tls};
 use super::transport::Transport;
 use crate::lifecycle::Scope;
+use crate::metrics::Counters;
 
 /// Bytes of a request's head, and about what hyper buffers for a client that does not read.
 pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -57,6 +59,7 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Connection {
     pub(super) router: Introduced,
     pub(super) tls: Option<Arc<Tls>>,
+    pub(super) handshakes: Counters<Handshake>,
     pub(super) options: ListenerOptions,
     pub(super) scope: Scope,
     /// Waits for every connection, detached ones too.
@@ -89,14 +92,23 @@ impl Connection {
 
     /// Serves what TLS protects; the handshake has as long as a head.
     async fn serve_tls(self, stream: TcpStream, tls: &Tls) {
-        let Self { router, options, scope, .. } = self;
+        let Self { router, handshakes, options, scope, .. } = self;
         let transport = Transport::new(stream, Vec::new(), options.write_timeout, Arc::default());
+        handshakes.of(Handshake::Begun).inc();
         let handshake = timeout(options.header_timeout, tls.acceptor.accept(TokioIo::new(transport)));
         let stream = match scope.soft().run_until_cancelled(handshake).await {
             Some(Ok(Ok(stream))) => stream,
-            Some(Ok(Err(error))) => return tracing::debug!(%error, "a TLS handshake failed"),
-            Some(Err(_)) | None => return,
+            Some(Ok(Err(error))) => {
+                handshakes.of(Handshake::Failed).inc();
+                return tracing::debug!(%error, "a TLS handshake failed");
+            }
+            Some(Err(_)) => {
+                handshakes.of(Handshake::TimedOut).inc();
+                return;
+            }
+            None => return,
         };
+        handshakes.of(Handshake::Finished).inc();
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2);
         let stream = TokioIo::new(stream);
         if is_http2 {

@@ -3,7 +3,8 @@
 //! One small future per connection. It holds a session, a socket and a timer, and a batch only while the socket
 //! does not take it: idle, nothing else is allocated. Invariants: bytes leave in the order in which the session
 //! made them, a write that stops in the middle of a frame goes on there; what is sent as the end of the body is
-//! the end of the session, and nothing else looks like it (`framing.rs`); a client that takes nothing for
+//! the end of the session, and nothing else looks like it (`framing.rs`); a batch that waits and is not begun is not begun
+//! any more once the right to it has ended; a client that takes nothing for
 //! `write_timeout` is dropped, one that takes little is not; the last bytes are followed by the end of our
 //! direction, and what the client still sends is read, because closing a socket with unread bytes resets the
 //! connection and destroys what was written. Neighbours: `handover.rs` gets the socket, `stream.rs` does the
@@ -23,7 +24,7 @@ use super::framing::{Framing, Out};
 use super::handover::Parked;
 use super::socket::{self, LINGER};
 use crate::session::Batch;
-use crate::session::driver::{Driver, Turn};
+use crate::session::driver::{self, Driver, Turn};
 
 /// After so many bytes a connection lets others go first.
 const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -89,7 +90,16 @@ impl Detached {
                     }
                     (this.framing.frame(batch.take(), turn == Turn::End), None)
                 }
-                Stage::Blocked(blocked) => (blocked.out, Some(blocked.since)),
+                Stage::Blocked(mut blocked) => {
+                    // What waited for the client may have outlasted the right to it.
+                    if this.driver.session().is_barred(driver::now())
+                        && let Some(head) = blocked.out.take_back()
+                    {
+                        *this.stage = Stage::Head(Box::new(head));
+                        continue;
+                    }
+                    (blocked.out, Some(blocked.since))
+                }
                 Stage::Lingering(until) => {
                     *this.stage = Stage::Lingering(until);
                     return this.driver.as_mut().poll_until(cx, until).map(Ok);

@@ -44,7 +44,7 @@ impl Framing {
             (Self::Chunked, _, false) => (Size::of(bytes), END_OF_LINE),
             (Self::Chunked, _, true) => (Size::of(bytes), END_OF_LINE_AND_LAST_CHUNK),
         };
-        Out { head: Bytes::new(), size, frames: frames.into_iter(), end, is_last }
+        Out { head: Bytes::new(), size, frames: frames.into_iter(), end, is_last, is_begun: false }
     }
 }
 
@@ -85,6 +85,7 @@ pub(super) struct Out {
     frames: std::vec::IntoIter<Bytes>,
     end: &'static [u8],
     is_last: bool,
+    is_begun: bool,
 }
 
 impl Out {
@@ -97,6 +98,11 @@ impl Out {
     /// Whether nothing follows.
     pub(super) fn is_last(&self) -> bool {
         self.is_last
+    }
+
+    /// The head alone, while nothing is written at all: what was to follow is taken back.
+    pub(super) fn take_back(&mut self) -> Option<Bytes> {
+        (!self.is_begun).then(|| std::mem::take(&mut self.head))
     }
 
     /// Whether all is written.
@@ -139,6 +145,7 @@ impl Out {
 
     /// Drops what was written.
     fn advance(&mut self, mut count: usize) {
+        self.is_begun |= count > 0;
         let of_head = count.min(self.head.len());
         // What is written to its end is given back.
         self.head = if of_head == self.head.len() { Bytes::new() } else { self.head.slice(of_head..) };

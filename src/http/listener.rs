@@ -78,6 +78,7 @@ async fn accept(
                 let connection = Connection {
                     router: Introduced::new(router.clone(), peer, Arc::clone(&seat)),
                     tls: tls.cloned(),
+                    handshakes: metrics.handshakes.clone(),
                     options,
                     scope: scope.clone(),
                     tracker: connections.clone(),

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::App;
 use super::problem::Code;
 use super::waiting::Waiting;
-use crate::metrics::{Counter, Counters, Label, Metrics, Registry, observe};
+use crate::metrics::{Counter, Counters, Label, Metrics, Registry, label, observe};
 
 impl Label for Code {
     const NAME: &'static str = "code";
@@ -22,6 +22,19 @@ impl Label for Code {
     }
 }
 
+/// What became of TLS handshakes. Those that begin and do nothing else were broken off by the client, or made room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handshake {
+    Begun,
+    Finished,
+    /// The two do not get on, or what came is no TLS.
+    Failed,
+    /// Not finished within `server.header_timeout`.
+    TimedOut,
+}
+
+label!(Handshake, "outcome", Begun => "begun", Finished => "finished", Failed => "failed", TimedOut => "timed_out");
+
 /// Counters of the HTTP side. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct HttpMetrics {
@@ -30,16 +43,18 @@ pub struct HttpMetrics {
     /// Those that have not sent a whole head yet.
     pub(super) waiting: Arc<Waiting>,
     pub(super) accepted: Counter,
+    pub(super) handshakes: Counters<Handshake>,
     refusals: Counters<Code>,
 }
 
 impl HttpMetrics {
     /// Registers what is counted.
     pub fn register(&self, registry: &mut Registry) {
-        let Self { connections, waiting, accepted, refusals } = self.clone();
+        let Self { connections, waiting, accepted, handshakes, refusals } = self.clone();
         waiting.register(registry);
         observe(registry, "connections", "Open sockets of clients", move || connections.len());
         registry.register("connections_accepted", "Sockets of clients that were accepted", accepted);
+        registry.register("tls_handshakes", "TLS handshakes, by what became of them", handshakes);
         registry.register(
             "refusals",
             "Requests that were refused or failed, by the code of the answer",

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::support::http::Answer;
-use crate::support::{Broker, Peer, Store, until, within};
+use crate::support::{Broker, Http2, Peer, Store, until, within};
 
 /// What an array may have.
 const ARRAY_BYTES: usize = 4 * 1024 * 1024;
@@ -14,6 +14,9 @@ const ARRAY_BYTES: usize = 4 * 1024 * 1024;
 const LINE_BYTES: usize = 1500 * 1024;
 /// Many times what there is room for.
 const BODIES: usize = 300;
+/// Together many times what there is room for.
+const HTTP2_CONNECTIONS: usize = 40;
+const HTTP2_UPLOADS: usize = 6;
 /// The room, what a copy here and there costs, and what the allocator keeps for a moment.
 const GROWTH_MAX: u64 = 160 * 1024 * 1024;
 
@@ -54,6 +57,35 @@ async fn fill(broker: &Broker, media: &str, first: &str, bytes: usize) {
 async fn arrays_that_do_not_end_are_refused_before_they_fill_the_memory() {
     let broker = Broker::start(Store::Embedded).await;
     fill(&broker, "application/json", "[", ARRAY_BYTES).await;
+    within("there is room again", async { while publish(&broker, 200_000).await.status != 201 {} }).await;
+}
+
+/// Many bodies a connection, each with a window. Seen to fail with room for any number of bodies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_over_http2_are_refused_before_they_fill_the_memory() {
+    let broker = Broker::start(Store::Embedded).await;
+    let before = broker.rss_bytes();
+    let mut body = vec![b'x'; ARRAY_BYTES - 1];
+    body[0] = b'[';
+    // Every body shares these bytes; what the broker takes of them is its own.
+    let body = bytes::Bytes::from(body);
+    let (mut connections, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..HTTP2_CONNECTIONS {
+        let mut client = Http2::connect(broker.addr, 65_535).await;
+        for _ in 0..HTTP2_UPLOADS {
+            uploads.push(client.begin_post("/events", body.clone()).await);
+        }
+        connections.push(client);
+    }
+    let refused = until("uploads are refused", async || {
+        let refused = broker.metrics().get("headwater_refusals_total{code=\"overloaded\"}");
+        (refused > 10).then_some(refused)
+    });
+    refused.await;
+    let growth = broker.rss_bytes().saturating_sub(before);
+    assert!(growth < GROWTH_MAX, "memory grew by {growth} bytes");
+    assert_eq!(publish(&broker, 1_000).await.status, 201, "a small event needs no room");
+    drop((uploads, connections));
     within("there is room again", async { while publish(&broker, 200_000).await.status != 201 {} }).await;
 }
 

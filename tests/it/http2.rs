@@ -1,8 +1,10 @@
 //! Where HTTP/2 differs: streams end one by one, and each has a window of its own.
 
 use bytes::Bytes;
+use serde_json::json;
 
 use crate::support::http2::Stream;
+use crate::support::tokens::{SECRET, admin_claims, claims, token};
 use crate::support::until::{PAUSE, Wait};
 use crate::support::{Broker, Http2, Store, until};
 
@@ -94,4 +96,55 @@ async fn a_reader_that_takes_its_time_is_never_dropped() {
     stream.give_back(owed);
     broker.http.publish("a", "and on").await;
     stream.read_until("data: and on").await;
+}
+
+/// Seen to fail when only the bytes of HTTP/1 count as a request, and when a connection keeps its seat for good once it had
+/// one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_request_make_room_and_those_with_a_stream_stay() {
+    // A quarter of them for connections that wait.
+    let broker = Broker::on(Store::Embedded).await.descriptors(128).start().await;
+    let mut reader = Http2::connect(broker.addr, USUAL_WINDOW).await;
+    let mut stream = reader.get("/events?channels=a").await;
+    stream.read_until("event: connected").await;
+    let mut served = Http2::connect(broker.addr, USUAL_WINDOW).await;
+    served.get("/healthz").await.read_until("ok").await;
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        idle.push(Http2::connect(broker.addr, USUAL_WINDOW).await);
+    }
+    until("the oldest have made room", async || {
+        (broker.metrics().get("headwater_connections_dismissed_total") >= 32).then_some(())
+    })
+    .await;
+    assert!(broker.metrics().get("headwater_connections_waiting") <= 33);
+    assert!(!served.get_and_reset("/healthz").await, "it was served, and waited for longest since");
+    let mut newcomer = Http2::connect(broker.addr, USUAL_WINDOW).await;
+    newcomer.get("/healthz").await.read_until("ok").await;
+    broker.http.publish("a", "still here").await;
+    stream.read_until("data: still here").await;
+}
+
+/// A page of history is gathered at once and goes out as the client takes it. Seen to fail when what was gathered before
+/// the right ended goes out after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_slow_reader_is_not_delivered_once_the_right_to_it_has_ended() {
+    let broker = Broker::on(Store::Embedded).await.set("auth.jwt.secret", SECRET).start().await;
+    let admin = broker.http.bearing(&token(&admin_claims()));
+    let texts: Vec<String> = (0..60).map(|n| format!("{n}: {}", "x".repeat(500))).collect();
+    admin.publish_all("a", &texts).await;
+    let slow = token(&claims("slow", &["a"], &[]));
+    let mut client = Http2::connect(broker.addr, 2_000).await;
+    let path = format!("/events?channels=a&last_event_id=earliest&access_token={slow}");
+    let mut stream = client.get(&path).await;
+    let mut seen = stream.read_until("data: 1: ").await;
+    admin.post("/revocations", &json!({"sub": "slow"})).await.expect(201);
+    while let Some(bytes) = stream.next().await {
+        stream.give_back(bytes.len());
+        seen.push_str(&String::from_utf8_lossy(&bytes));
+    }
+    assert!(seen.contains("\"reason\":\"revoked\""), "{seen}");
+    assert!(!seen.contains("data: 30: "), "only what was on its way already: {seen}");
+    let (whole, rest) = seen.rsplit_once("event: closing").unwrap();
+    assert!(whole.ends_with("\n\n") && rest.ends_with("\n\n"), "events end before the end is told: {seen}");
 }

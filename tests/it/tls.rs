@@ -174,6 +174,47 @@ async fn whoever_does_not_finish_a_handshake_is_dropped() {
     broker.http.get("/healthz").await.expect(200);
 }
 
+/// Far more than there is room for. Seen to fail with a connection that counts as of use before it has sent a request, and
+/// with handshakes that are not counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_that_never_end_keep_nobody_out_and_are_counted() {
+    let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+    authority.issue(dir.path());
+    let broker = authority.builder(dir.path()).await.descriptors(128).start().await;
+    let url = |path: &str| format!("https://{}{path}", broker.addr);
+    let reader = authority.client().build().unwrap();
+    let mut stream = reader.get(url("/events?channels=a")).send().await.unwrap();
+    read_until(&mut stream, "event: connected").await;
+    let mut held = Vec::new();
+    for n in 0..300 {
+        let mut socket = TcpStream::connect(broker.addr).await.unwrap();
+        // The head of a record that does not come; and of what is none.
+        let begin: &[u8] = if n == 0 { b"GET / HTTP/1.1\r\n\r\n" } else { b"\x16\x03\x01\x02\x00" };
+        socket.write_all(begin).await.unwrap();
+        held.push(socket);
+    }
+    let newcomer = authority.client().build().unwrap();
+    let publish = newcomer.post(url("/channels/a/events")).header("content-type", "text/plain").body("x");
+    let answer = within("a newcomer is served", publish.send()).await.unwrap();
+    assert_eq!(answer.status(), 201);
+    read_until(&mut stream, "data: x").await;
+    let counted = async |outcome: &str| {
+        let text = newcomer.get(url("/metrics")).send().await.unwrap().text().await.unwrap();
+        let name = format!("headwater_tls_handshakes_total{{outcome=\"{outcome}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap_or_default()
+    };
+    until("those that are left run out of time", async || (counted("timed_out").await > 0).then_some(()))
+        .await;
+    assert_eq!(counted("failed").await, 1);
+    // Some of the rest made room, perhaps before they began.
+    let ended = counted("finished").await + counted("failed").await + counted("timed_out").await;
+    assert!(counted("finished").await >= 2 && counted("begun").await >= ended);
+    for mut socket in held {
+        let mut rest = Vec::new();
+        let _ = within("the server gives up", socket.read_to_end(&mut rest)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_commands_speak_tls_and_trust_whom_the_system_trusts() {
     let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());

@@ -73,6 +73,8 @@ pub(crate) struct Builder {
     /// The authority of its certificate, in PEM.
     authority: Option<String>,
     listens_on: Ipv4Addr,
+    /// How many files the process may open.
+    descriptors: Option<u32>,
 }
 
 impl Builder {
@@ -109,6 +111,12 @@ impl Builder {
         self
     }
 
+    /// Lets the process open no more files than this.
+    pub(crate) fn descriptors(mut self, max: u32) -> Self {
+        self.descriptors = Some(max);
+        self
+    }
+
     /// Writes down these system calls, see [`Broker::traced_calls`]. Restarts are not traced.
     pub(crate) fn traced(mut self, calls: &'static str) -> Self {
         self.traced = Some(calls);
@@ -119,7 +127,11 @@ impl Builder {
     pub(crate) async fn start(self) -> Broker {
         let redis_url = self.redis_url.or_else(|| Some(self.redis.as_ref()?.url()));
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let program = self.traced.map_or_else(|| command(&[]), |calls| traced_command(calls, dir.path()));
+        let program = match (self.traced, self.descriptors) {
+            (Some(calls), _) => traced_command(calls, dir.path()),
+            (None, Some(max)) => bounded_command(max),
+            (None, None) => command(&[]),
+        };
         let process =
             Process::start(program, dir.path(), redis_url.as_deref(), &self.settings, (self.listens_on, 0));
         let addr = process.address().await;
@@ -189,6 +201,7 @@ impl Broker {
             traced: None,
             authority: None,
             listens_on: Ipv4Addr::LOCALHOST,
+            descriptors: None,
         }
     }
 
@@ -256,10 +269,13 @@ impl Broker {
 
     /// Waits until it has ended by itself.
     pub(crate) async fn exit_status(&mut self) -> ExitStatus {
-        until("the broker exits", async || {
+        let status = until("the broker exits", async || {
             self.process.child.try_wait().expect("the broker can be waited for")
         })
-        .await
+        .await;
+        // What it said last is there, too.
+        self.process.end();
+        status
     }
 
     /// Starts it again on its port and its data, and waits until it is ready.
@@ -450,6 +466,16 @@ pub(crate) fn command(args: &[&str]) -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// The binary with a bound of its open files that it cannot raise.
+fn bounded_command(descriptors: u32) -> Command {
+    let mut bounded = Command::new("sh");
+    for (name, _) in command(&[]).get_envs() {
+        bounded.env_remove(name);
+    }
+    bounded.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string(), BINARY]);
+    bounded
 }
 
 /// The binary watched by `strace`, which is no parent of it and ends with it.

@@ -56,6 +56,19 @@ impl Http2 {
         Ok(Stream { body: answer.into_body(), request })
     }
 
+    /// Begins a `POST` of a JSON body that does not end. The bytes go out as the broker opens its window.
+    pub(crate) async fn begin_post(&mut self, path: &str, body: Bytes) -> SendStream<Bytes> {
+        let request =
+            Request::post(format!("http://{}{path}", self.addr)).header("content-type", "application/json");
+        let requests = self.requests.clone();
+        let mut requests =
+            within("room for a stream", requests.ready()).await.expect("the connection is open");
+        let (_, mut upload) =
+            requests.send_request(request.body(()).expect("a request"), false).expect("the request is sent");
+        upload.send_data(body, false).expect("the stream is open");
+        upload
+    }
+
     /// `GET` of a path that is taken back before it is answered; false when the connection has ended.
     pub(crate) async fn get_and_reset(&mut self, path: &str) -> bool {
         let request = Request::get(format!("http://{}{path}", self.addr)).body(()).expect("a request");
