@@ -243,6 +243,16 @@ mod tests {
         }
     }
 
+    /// Seen to fail with a batch that counts as begun from the start, and with one that never does.
+    #[test]
+    fn what_is_not_begun_can_be_taken_back_but_for_the_head() {
+        let batch = || Framing::Chunked.frame(sized(0..3), false).after(Bytes::from_static(b"head"));
+        assert_eq!(batch().take_back().as_deref(), Some(&b"head"[..]));
+        let mut begun = batch();
+        begun.advance(1);
+        assert_eq!(begun.take_back(), None);
+    }
+
     /// Nothing but the end of the session may look like the last chunk. Seen to fail with a chunk of no bytes.
     #[test]
     fn a_batch_without_bytes_is_no_chunk_and_an_end_is_one() {

@@ -181,6 +181,8 @@ impl World {
         let hub = Arc::clone(&self.node.hub);
         let slow = self.rng.random_bool(0.5);
         let connection = &mut self.connections[at];
+        // What was gathered before and still waits for the client.
+        assert_eq!(connection.session.is_barred(moment), expected.is_some() && !connection.ended);
         if let Some(requests) = connection.under_way.take_if(|_| !slow) {
             let read = Arc::clone(&hub.pages).read_heads(requests);
             connection.answered = Some(tokio::time::timeout(DEADLINE, read).await.expect("a page is read"));
