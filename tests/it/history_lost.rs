@@ -84,6 +84,7 @@ async fn a_rollback_is_told_although_others_publish_all_the_time() {
     assert_eq!(away.one().await, "live", "after a reset it goes on from now");
 }
 
+/// Seen to fail when an epoch that the feed tells is passed over, and when the layout is prepared at start only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_flush_the_layout_is_restored_and_subscribers_are_told() {
     let redis = Arc::new(Redis::start().await);
@@ -191,7 +192,8 @@ async fn a_failover_that_loses_the_newest_events_is_told() {
     }
 }
 
-/// Both nodes saw what was lost; each notices, and history begins anew once.
+/// Both nodes saw what was lost; each notices, and history begins anew once. Seen to fail when nothing looks for the
+/// watermark, and with a reset that does not ask whether an epoch tells of the loss already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_rollback_is_noticed_by_every_node_and_marked_once() {
     let redis = Arc::new(Redis::start().await);
@@ -253,6 +255,7 @@ async fn what_retention_removed_before_a_node_read_it_is_a_gap_of_that_channel_o
     assert_eq!(got, expected);
 }
 
+/// Seen to fail when the marker in the feed is passed over, and when the state keeps none for who comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_on_one_node_is_told_on_the_other_and_to_who_comes_back() {
     let redis = Arc::new(Redis::start().await);
@@ -304,7 +307,8 @@ async fn what_has_expired_is_not_delivered_from_memory(store: Store) {
     assert_eq!((of_ring.one().await, of_page.one().await), ("new".to_owned(), "new".to_owned()));
 }
 
-/// A cursor taken from the embedded log, used on a Redis that began later.
+/// A cursor taken from the embedded log, used on a Redis that began later. Seen to fail when neither the marks of the
+/// node nor the bounds of a page are asked for the epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cursor_of_an_older_store_is_a_reset_once() {
     let embedded = Broker::start(Store::Embedded).await;
