@@ -7,6 +7,7 @@ use tokio::process::Command;
 
 use crate::support::{Broker, Client, Library, Store, within};
 
+/// Seen to fail when every origin is told that it is allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_another_origin_gets_nothing() {
     for library in [Library::Chromium, Library::FetchEventSource] {
@@ -24,6 +25,7 @@ async fn a_page_of_another_origin_gets_nothing() {
     }
 }
 
+/// Seen to fail when nothing looks for the preface of HTTP/2.
 async fn curl_is_a_client_over_either_version_of_http(store: Store) {
     let broker = Broker::start(store).await;
     let published = broker.http.publish("a", "hello").await;

@@ -3,7 +3,8 @@
 //!
 //! docs/clients.md says for each library what the program in tests/clients does with it, and why. Every client loses
 //! its connection in every way that networks and brokers know, while events are published all the while. All were seen
-//! to fail with a broker that prefers the cursor of the URL to the header's, and with one that refuses with a status.
+//! to fail with a broker that prefers the cursor of the URL to the header's, with one that refuses with a status, and with
+//! events without an `id:` line.
 
 mod traps;
 

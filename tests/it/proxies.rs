@@ -2,7 +2,8 @@
 //! once, and clients resume exactly. What a default spoils, and what mends it, is in `defaults.rs`.
 //!
 //! The tests were seen to fail with `proxy_ignore_headers X-Accel-Buffering` in the small file of nginx, and, in the
-//! recommended ones, without `error_page` and `set-status`, and with these for requests that ask for no stream.
+//! recommended ones, without `error_page` and `set-status`, and with these for requests that ask for no stream. Those of
+//! clients that resume, also with a broker that prefers the cursor of the URL to the header's.
 
 mod defaults;
 
@@ -53,6 +54,7 @@ fn impatient(name: &str) -> Setup {
     }
 }
 
+/// Seen to fail without the header `X-Accel-Buffering`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_arrives_before_the_next_is_published() {
     let broker = Broker::start(Store::Embedded).await;
@@ -145,6 +147,7 @@ async fn clients_of_a_node_that_dies_go_on_at_another() {
     }
 }
 
+/// Seen to fail when nginx does not look at the method, and when HAProxy does not look at what is accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_who_publishes_takes_the_proxys_answer_for_the_brokers() {
     for name in ["nginx.conf", "haproxy.cfg"] {

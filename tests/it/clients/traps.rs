@@ -1,6 +1,9 @@
 //! What docs/clients.md warns of, seen to happen: libraries used as their own documentation shows.
 //!
-//! A library that mends its trap makes a test here fail, and docs/clients.md shorter.
+//! A library that mends its trap makes a test here fail, and docs/clients.md shorter. All were seen to fail with the
+//! careful use of the same library, or with the version that docs/clients.md recommends; the careful ones beside them,
+//! with a broker that prefers the cursor of the URL and with comments that are events; the last, with a body that ends
+//! with its connection instead of chunks.
 
 use crate::support::{Broker, Client, Library, Mode, Proxy, Store, Subscribe, until};
 

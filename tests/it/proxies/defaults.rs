@@ -18,6 +18,7 @@ fn nginx_with(line: &str) -> Setup {
     recommended("nginx-minimal.conf").with_line(line, "        proxy_pass")
 }
 
+/// Seen to fail without `option http-no-delay` in the recommended file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_makes_every_event_wait_unless_told_not_to() {
     let broker = Broker::start(Store::Embedded).await;
@@ -55,6 +56,7 @@ async fn has_room(broker: &Broker) -> bool {
     first.expect("a stream says something").kind == "connected"
 }
 
+/// Seen to fail without `option abortonclose` in the recommended file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_keeps_the_stream_of_a_client_that_left_unless_told_not_to() {
     let mended = recommended("haproxy.cfg");
@@ -84,6 +86,7 @@ async fn bytes_before_the_head(broker: &Broker, proxy: &ReverseProxy) -> usize {
 /// How long a look takes at something that should have come by itself.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
+/// Seen to fail without the header `X-Accel-Buffering`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_nginx_holds_events_back_unless_told_not_to() {
     let broker = Broker::start(Store::Embedded).await;
@@ -114,6 +117,7 @@ async fn quiet_stream(
     (broker, proxy, stream)
 }
 
+/// Seen to fail with a session that sends no heartbeats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_stream_lives_as_long_as_heartbeats_come_before_the_proxys_patience_ends() {
     let impatient = [
@@ -140,6 +144,7 @@ async fn a_quiet_stream_lives_as_long_as_heartbeats_come_before_the_proxys_patie
     assert_eq!(unaffected.one().await, "still here");
 }
 
+/// Seen to fail with an `error_page` in the small file that answers with a stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_source_gives_up_when_a_proxy_answers_for_a_broker_that_is_away() {
     for (name, library) in
@@ -160,6 +165,7 @@ async fn an_event_source_gives_up_when_a_proxy_answers_for_a_broker_that_is_away
     }
 }
 
+/// Seen to fail without `client_max_body_size` in the recommended file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nginx_refuses_a_large_batch_unless_told_not_to() {
     let broker = Broker::start(Store::Embedded).await;
@@ -176,6 +182,7 @@ async fn nginx_refuses_a_large_batch_unless_told_not_to() {
     }
 }
 
+/// Seen to fail when `Host` is not looked at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_broker_on_loopback_knows_no_public_name_unless_the_proxy_hides_it() {
     let get = async |proxy: &ReverseProxy, headers: &[(&str, &str)]| {
@@ -208,7 +215,8 @@ async fn an_open_broker_on_loopback_knows_no_public_name_unless_the_proxy_hides_
     }
 }
 
-/// Over HTTP/1.0, nginx's default, the end of a connection is the end of a response, wherever it came.
+/// Over HTTP/1.0, nginx's default, the end of a connection is the end of a response, wherever it came. Seen to fail
+/// with `proxy_http_version 1.1` in the small file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_breaks_behind_nginx_looks_like_a_regular_end() {
     for (library, expected) in [
@@ -228,6 +236,7 @@ async fn a_connection_that_breaks_behind_nginx_looks_like_a_regular_end() {
     }
 }
 
+/// Seen to fail without `no-transform`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compression_delays_no_event() {
     let broker = Broker::start(Store::Embedded).await;
@@ -247,6 +256,7 @@ async fn compression_delays_no_event() {
     assert_eq!(plain.header("content-encoding"), None, "it obeys Cache-Control: no-transform");
 }
 
+/// Seen to fail with a `worker_shutdown_timeout`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_of_nginx_ends_no_stream() {
     let broker = Broker::start(Store::Embedded).await;
