@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::support::{Broker, Setup, Subscribe, until};
 
+/// Seen to fail with heartbeats without an id.
 async fn heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing(setup: Setup) {
     let broker = Broker::on(setup).await.set("sse.heartbeat_interval", "100ms").start().await;
     let mut idle = Subscribe::to(&["idle"]).connect(broker.addr).await;
@@ -26,6 +27,7 @@ async fn heartbeats_move_the_cursor_of_a_subscriber_that_gets_nothing(setup: Set
     assert_eq!(resumed.one().await, "next");
 }
 
+/// Seen to fail with heartbeats that are always events.
 async fn a_heartbeat_may_be_a_comment_that_moves_nothing(setup: Setup) {
     let quiet =
         Broker::on(setup).await.set("sse.heartbeat_interval", "100ms").set("sse.heartbeat", "comment");
@@ -41,6 +43,7 @@ async fn a_heartbeat_may_be_a_comment_that_moves_nothing(setup: Setup) {
     assert_eq!(reader.last_event_id(), begin);
 }
 
+/// Seen to fail with a lifetime that does not count.
 async fn a_stream_that_reached_its_lifetime_asks_to_reconnect(setup: Setup) {
     let broker =
         Broker::on(setup).await.set("sse.lifetime_max", "300ms").set("sse.retry", "70ms").start().await;
@@ -69,6 +72,7 @@ pub(crate) async fn assert_refused_for_now(broker: &Broker, reason: &str, status
     answer.problem(status);
 }
 
+/// Seen to fail with a status for everybody, and without the bound.
 async fn a_full_node_refuses_streams_so_that_browsers_come_back(setup: Setup) {
     let broker = Broker::on(setup).await.set("limits.connections_max", "1").start().await;
     let mut first = Subscribe::to(&["a"]).connect(broker.addr).await;

@@ -20,6 +20,7 @@ async fn post_raw(
     http.send(Method::POST, path, headers, body).await
 }
 
+/// Seen to fail with one form of the id in both fields.
 async fn a_json_publish_is_answered_with_its_id_in_both_forms(store: Store) {
     let broker = Broker::start(store).await;
     let mut reader = Subscribe::to(&["a/b"]).connect(broker.addr).await;
@@ -37,6 +38,7 @@ async fn a_json_publish_is_answered_with_its_id_in_both_forms(store: Store) {
     assert_eq!((event.id, event.retry), (Some(receipt.id), Some(1234)));
 }
 
+/// Seen to fail with data that is read into a `serde_json::Value`.
 async fn any_json_value_is_data_and_keeps_its_order_and_digits(store: Store) {
     let broker = Broker::start(store).await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
@@ -57,6 +59,7 @@ async fn any_json_value_is_data_and_keeps_its_order_and_digits(store: Store) {
     }
 }
 
+/// Seen to fail with `event` passed over, and without `application/octet-stream`.
 async fn a_text_body_is_the_data_as_it_is(store: Store) {
     let broker = Broker::start(store).await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
@@ -76,6 +79,7 @@ async fn a_text_body_is_the_data_as_it_is(store: Store) {
     post_raw(&broker.http, "/channels/a/events?event=gap", &text, "x").await.problem(400);
 }
 
+/// Seen to fail with every type taken for JSON.
 async fn a_body_without_a_useful_type_is_415_and_names_the_fix(store: Store) {
     let broker = Broker::start(store).await;
     for path in ["/channels/a/events", "/events"] {
@@ -90,6 +94,7 @@ async fn a_body_without_a_useful_type_is_415_and_names_the_fix(store: Store) {
     }
 }
 
+/// Seen to fail with reserved types, with control characters in types and with names that may hold anything.
 async fn a_body_that_says_something_else_is_400_and_publishes_nothing(store: Store) {
     let broker = Broker::start(store).await;
     let long_type = format!(r#"{{"event":"{}","data":1}}"#, "x".repeat(201));
@@ -128,6 +133,7 @@ async fn a_body_that_says_something_else_is_400_and_publishes_nothing(store: Sto
     assert_eq!(broker.http.history("a").await, []);
 }
 
+/// Seen to fail with a skip list that is not looked at.
 async fn an_excluded_connection_does_not_get_the_event(store: Store) {
     let broker = Broker::start(store).await;
     let mut sender = Subscribe::to(&["a"]).connect(broker.addr).await;
@@ -169,6 +175,7 @@ async fn the_same_key_publishes_once_per_channel_and_answers_the_first_id(store:
     assert_eq!(purged.id, first.id, "keys survive purges");
 }
 
+/// Seen to fail with a longer window, in each store.
 async fn a_key_counts_for_its_window(store: Store) {
     let broker = Broker::start(store).await;
     let body = json!({ "data": 1, "idempotency_key": "k", "idempotency_window": "300ms" });
@@ -187,6 +194,7 @@ async fn a_key_counts_for_its_window(store: Store) {
     broker.http.publish_event("a", &long).await;
 }
 
+/// Seen to fail with keys that are not remembered, in each store.
 async fn many_at_once_with_one_key_publish_one_event(store: Store) {
     let broker = Broker::start(store).await;
     let headers = [JSON, ("idempotency-key", "k")];
@@ -198,6 +206,8 @@ async fn many_at_once_with_one_key_publish_one_event(store: Store) {
     assert_eq!(broker.http.history("a").await.len(), 1);
 }
 
+/// Seen to fail with a batch that is published backwards, with reserved types, and with a problem that does not say
+/// which item.
 async fn a_batch_is_published_in_order_or_not_at_all(store: Store) {
     let broker = Broker::start(store).await;
     let mut reader = Subscribe::to(&["a", "b"]).connect(broker.addr).await;
@@ -232,6 +242,7 @@ async fn a_batch_is_published_in_order_or_not_at_all(store: Store) {
     assert_eq!(reader.one().await, "fence", "nothing of a bad batch was published");
 }
 
+/// Seen to fail with bad lines that are skipped.
 async fn lines_are_published_until_the_first_bad_one_and_can_be_sent_again(store: Store) {
     let broker = Broker::on(store).await.set("retention.max_length", "10000").start().await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
@@ -260,6 +271,7 @@ async fn lines_are_published_until_the_first_bad_one_and_can_be_sent_again(store
     assert_eq!((&again["published"], &again["duplicates"]), (&json!(1), &json!(2_502)), "{again}");
 }
 
+/// Seen to fail without the limit of an event, and without that of a batch.
 async fn what_is_too_large_is_413_and_just_not_too_large_is_published(store: Store) {
     let broker = Broker::start(store).await;
     let mut reader = Subscribe::to(&["a"]).connect(broker.addr).await;
@@ -281,6 +293,7 @@ async fn what_is_too_large_is_413_and_just_not_too_large_is_published(store: Sto
     broker.http.post("/events", &large).await.problem(413);
 }
 
+/// Seen to fail with a bare 404.
 async fn an_unknown_path_and_a_wrong_method_are_problems_too(store: Store) {
     let broker = Broker::start(store).await;
     broker.http.get("/nothing/here").await.problem(404);

@@ -45,6 +45,7 @@ fn lines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
+/// Seen to fail with a CR that ends no line of data.
 async fn evil_data_arrives_as_data_and_nothing_else(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -70,6 +71,7 @@ async fn evil_data_arrives_as_data_and_nothing_else(store: Store) {
     assert_eq!(history, texts, "and so does history");
 }
 
+/// Seen to fail with the same.
 async fn evil_text_bodies_arrive_as_they_are(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -86,6 +88,7 @@ async fn evil_text_bodies_arrive_as_they_are(store: Store) {
     }
 }
 
+/// Seen to fail with control characters in types.
 async fn an_evil_type_is_refused_or_arrives_as_the_type(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -106,6 +109,7 @@ async fn an_evil_type_is_refused_or_arrives_as_the_type(store: Store) {
     assert!(accepted > 0, "some types are harmless");
 }
 
+/// Seen to fail with names that may hold anything.
 async fn an_evil_channel_is_refused_or_works_as_a_name(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -130,6 +134,7 @@ async fn an_evil_channel_is_refused_or_works_as_a_name(store: Store) {
     }
 }
 
+/// Seen to fail with a bad cursor that counts as none.
 async fn an_evil_cursor_is_a_gap_and_no_line(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;
@@ -165,6 +170,7 @@ async fn bytes_that_are_no_text_are_refused_in_a_query(store: Store) {
     broker.http.send(reqwest::Method::HEAD, cursor, &[], "").await.expect(200);
 }
 
+/// Seen to fail without the length of the channel in the stored key, in each store.
 async fn evil_keys_and_users_stay_apart(store: Store) {
     let mut rng = seeded();
     let broker = Broker::start(store).await;

@@ -30,6 +30,7 @@ async fn an_address_has_as_many_streams_as_one_may_have() {
     .await;
 }
 
+/// Seen to fail when no proxy is trusted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_a_trusted_proxy_its_clients_are_counted() {
     let builder = Broker::on(Store::Embedded).await.set("server.trusted_proxies", "[\"127.0.0.0/8\"]");
@@ -46,6 +47,7 @@ async fn behind_a_trusted_proxy_its_clients_are_counted() {
     forwarded.connect(broker.addr).await;
 }
 
+/// Seen to fail without the bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_has_as_many_streams_as_one_may_have_on_a_node() {
     let builder = Broker::on(Store::Embedded).await.set("auth.jwt.secret", SECRET);
@@ -60,6 +62,7 @@ async fn a_user_has_as_many_streams_as_one_may_have_on_a_node() {
     );
 }
 
+/// Seen to fail without the rate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_streams_come_no_faster_than_the_rate() {
     let broker = limited("limits.connect_rate", "2/h").await;
@@ -70,6 +73,7 @@ async fn new_streams_come_no_faster_than_the_rate() {
     broker.http.publish("a", "others still work").await;
 }
 
+/// Seen to fail without the rate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publisher_is_refused_slowed_down_or_told_that_it_never_fits() {
     let broker = limited("limits.publish_rate", "3/h").await;

@@ -1,17 +1,17 @@
 //! What an operator sees with `redis-cli`: the documented keys, the function that other programs call, and entries
 //! that somebody wrote past the broker.
 
-use std::process::Stdio;
 use std::sync::Arc;
 
 use headwater::id::EventId;
 use serde_json::json;
 
-use crate::support::broker::command;
+use crate::support::broker::{command, ended};
 use crate::support::{Broker, Redis, Store, Subscribe};
 
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 
+/// Seen to fail without the listing, and without the expiry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_is_one_entry_of_its_channel_and_one_ref_of_the_feed() {
     let broker = Broker::start(Store::Redis).await;
@@ -49,6 +49,7 @@ async fn a_publish_is_one_entry_of_its_channel_and_one_ref_of_the_feed() {
     assert!(state.field("epoch").is_some(), "{state:?}");
 }
 
+/// Seen to fail with a key that is not looked up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_program_publishes_with_one_function_call() {
     let broker = Broker::start(Store::Redis).await;
@@ -71,6 +72,7 @@ async fn another_program_publishes_with_one_function_call() {
     assert_eq!(reader.one().await, "from\nredis-cli");
 }
 
+/// Seen to fail when unmarked entries are read as events, and when adopting leaves the originals.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plain_xadd_is_no_publish_until_it_is_adopted() {
     let broker = Broker::start(Store::Redis).await;
@@ -95,6 +97,7 @@ async fn a_plain_xadd_is_no_publish_until_it_is_adopted() {
     assert_eq!(redis.command(&["XLEN", "hw:{0}:ch:orders"]).await.int(), 3);
 }
 
+/// Seen to fail when reading passes the error of the store on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_no_stream_is_named_whatever_is_asked_of_its_channel() {
     let broker = Broker::start(Store::Redis).await;
@@ -114,6 +117,7 @@ async fn a_key_that_is_no_stream_is_named_whatever_is_asked_of_its_channel() {
     broker.http.publish("orders", "mended").await;
 }
 
+/// Seen to fail when nothing looks for the watermark or the epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_is_a_reset_for_those_who_listen_and_those_who_come_back() {
     let broker = Broker::start(Store::Redis).await;
@@ -130,6 +134,7 @@ async fn a_flush_is_a_reset_for_those_who_listen_and_those_who_come_back() {
     assert_eq!(back.gap().await["reason"], "reset");
 }
 
+/// Seen to fail with functions that take any last id, and with a refusal that is told as another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_whose_last_entry_lies_far_ahead_is_refused_alone() {
     let broker = Broker::start(Store::Redis).await;
@@ -145,6 +150,7 @@ async fn a_channel_whose_last_entry_lies_far_ahead_is_refused_alone() {
     broker.http.publish("poisoned", "mended").await;
 }
 
+/// Seen to fail without either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_removes_the_key_and_leaves_an_epoch() {
     let broker = Broker::start(Store::Redis).await;
@@ -155,6 +161,7 @@ async fn a_purge_removes_the_key_and_leaves_an_epoch() {
     assert!(state.field("epoch:orders").is_some(), "{state:?}");
 }
 
+/// Seen to fail with a fixed name for the description of the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_key_begins_with_the_configured_prefix() {
     let redis = Arc::new(Redis::start().await);
@@ -165,14 +172,12 @@ async fn every_key_begins_with_the_configured_prefix() {
     assert!(keys.texts().iter().all(|key| key.starts_with("shop:")), "{keys:?}");
 }
 
+/// Seen to fail with any policy accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_evicts_is_refused_unless_it_is_allowed() {
     for policy in ["allkeys-lru", "volatile-ttl"] {
         let redis = Arc::new(Redis::with(&[("maxmemory", "50mb"), ("maxmemory-policy", policy)]).await);
-        let refused = command(&["serve", "--listen", "127.0.0.1:0", "--redis", &redis.url()])
-            .stdin(Stdio::null())
-            .output()
-            .expect("the binary starts");
+        let refused = ended(command(&["serve", "--listen", "127.0.0.1:0", "--redis", &redis.url()])).await;
         assert!(matches!(refused.status.code(), Some(64 | 69)), "{policy}: {refused:?}");
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(said.contains("allow_eviction") && said.contains(policy), "it names the setting: {said}");

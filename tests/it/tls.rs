@@ -66,6 +66,7 @@ async fn read_until(answer: &mut reqwest::Response, text: &str) {
     within(text, reading).await;
 }
 
+/// Seen to fail without `h2` in ALPN.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_carries_many_streams() {
     let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
@@ -160,6 +161,7 @@ async fn certificates_are_read_again_on_a_hangup_and_bad_ones_are_not_taken() {
     read_until(&mut stream, "data: still here").await;
 }
 
+/// Seen to fail with a handshake that may take for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_does_not_finish_a_handshake_is_dropped() {
     let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
@@ -215,6 +217,7 @@ async fn handshakes_that_never_end_keep_nobody_out_and_are_counted() {
     }
 }
 
+/// Seen to fail with a client that takes any certificate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_commands_speak_tls_and_trust_whom_the_system_trusts() {
     let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::http::Http;
 use super::metrics::{Metrics, assert_nothing_left_behind};
 use super::redis::Redis;
-use super::until::until;
+use super::until::{until, within};
 
 /// Path of the binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_headwater");
@@ -476,6 +476,13 @@ fn bounded_command(descriptors: u32) -> Command {
     }
     bounded.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &descriptors.to_string(), BINARY]);
     bounded
+}
+
+/// Runs a command that has to end by itself: one that serves instead fails its test, and ends with it.
+pub(crate) async fn ended(command: Command) -> std::process::Output {
+    let mut command = tokio::process::Command::from(command);
+    let ending = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    within("the command ends", ending).await.expect("the binary starts")
 }
 
 /// The binary watched by `strace`, which is no parent of it and ends with it.
