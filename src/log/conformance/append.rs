@@ -1,4 +1,5 @@
-//! Appending: order, ids, all or nothing.
+//! Appending: order, ids, all or nothing. Seen to fail, on the embedded log, without the look at a whole request before
+//! its first item is written.
 
 use futures_util::future::join_all;
 

@@ -1,4 +1,5 @@
-//! The feed: it names everything once, in order, and says so when it cannot.
+//! The feed: it names everything once, in order, and says so when it cannot. Seen to fail, on the embedded log, with refs
+//! that begin at the watermark instead of after it.
 
 use futures_util::future::join;
 

@@ -1,4 +1,4 @@
-//! Fidelity: what is read is what was published, to the byte.
+//! Fidelity: what is read is what was published, to the byte. Seen to fail with a `retry` that is not kept, on either log.
 
 use bytes::Bytes;
 

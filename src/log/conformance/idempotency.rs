@@ -1,4 +1,5 @@
-//! Idempotency: a key used again within its window answers the first id and appends nothing.
+//! Idempotency: a key used again within its window answers the first id and appends nothing. Seen to fail, on the embedded
+//! log, with keys that are not remembered, that share a record between channels, and that count longer than their window.
 
 use super::*;
 

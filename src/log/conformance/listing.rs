@@ -1,4 +1,5 @@
-//! What is known of channels: names and figures.
+//! What is known of channels: names and figures. Seen to fail with a prefix that is passed over and with names of channels
+//! that hold nothing, on the embedded log, and with expired events that count, on Redis.
 
 use super::*;
 use crate::log::{ListQuery, Visible};

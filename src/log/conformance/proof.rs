@@ -1,4 +1,5 @@
-//! What a cursor proves, judged against a model that remembers every event ever appended.
+//! What a cursor proves, judged against a model that remembers every event ever appended. Seen to fail with history that
+//! counts as whole, with a trimmed channel that looks as if it never was, and with a purge that leaves no marker.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -1,4 +1,8 @@
 //! `headwater_publish`: what programs that know nothing of Headwater call.
+//!
+//! The tests were seen to fail with each check left out: of the size, of names, types and their UTF-8, of the feed and its
+//! partition; with data that is JSON by its first character alone, patterns whose magic works, the last rule that
+//! matches, and keys that are forgotten or count too short.
 
 use headwater::channel::Channel;
 

@@ -1,7 +1,12 @@
 //! What the functions remove: by length, by age, by expiry, and the feed's own refs.
+//!
+//! The tests were seen to fail without each kind of trimming and without the minimum, the age and the cap of the feed;
+//! with an expiry that is not set, renewed on every publish or kept when the policy has none; without the listing, and
+//! with one that fails the call.
 
 use super::{CHANNELS, DAY_MS, FEED, Functions, Id, id, item, key_of, show};
 use crate::support::resp::Reply;
+use crate::support::until;
 
 /// Refs that are kept however old they are.
 const FEED_LENGTH_MIN: usize = 100_000;
@@ -55,9 +60,12 @@ async fn a_channel_expires_a_tenth_after_its_newest_event_is_too_old() {
     assert!((3_900_000..=3_961_000).contains(&ttl), "{ttl}");
     assert_eq!(store.number(&["SISMEMBER", CHANNELS, "orders"]), 1);
 
-    let until = store.number(&["PEXPIRETIME", &key_of("orders")]);
+    let expires_at = store.number(&["PEXPIRETIME", &key_of("orders")]);
+    let published_at = store.now();
+    until("the clock moves on", async || (store.now() > published_at + 1).then_some(())).await;
     store.publish_one(item("orders", "1").kept(None, Some(hour)));
-    assert_eq!(store.number(&["PEXPIRETIME", &key_of("orders")]), until, "not renewed while it is enough");
+    let renewed = store.number(&["PEXPIRETIME", &key_of("orders")]);
+    assert_eq!(renewed, expires_at, "not renewed while it is enough");
     store.call(&["PEXPIRE", &key_of("orders"), "3599000"]);
     store.publish_one(item("orders", "2").kept(None, Some(hour)));
     let ttl = store.number(&["PTTL", &key_of("orders")]);
@@ -94,6 +102,15 @@ async fn a_name_is_listed_again_when_its_channel_comes_back() {
     assert_eq!(store.number(&["SISMEMBER", CHANNELS, "foreign"]), 0);
     store.publish_one(item("foreign", "1"));
     assert_eq!(store.number(&["SISMEMBER", CHANNELS, "foreign"]), 1);
+}
+
+#[tokio::test]
+async fn a_listing_that_is_no_set_fails_no_publish() {
+    let mut store = Functions::load().await;
+    store.call(&["SET", CHANNELS, "x"]);
+    store.publish(&[&[item("orders", "0"), item("other", "1")]]);
+    assert_eq!((store.channel("orders").len(), store.channel("other").len()), (1, 1));
+    store.assert_feed_and_channels_agree(&["orders", "other"]);
 }
 
 #[tokio::test]

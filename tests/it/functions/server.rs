@@ -1,4 +1,7 @@
 //! The functions on a server that is full, was restarted, or is a replica.
+//!
+//! The tests were seen to fail without each `no-writes` and each `allow-oom`, with `allow-oom` where something is
+//! published, and, over a restart, with keys that are forgotten.
 
 use super::{FEED, Functions, NO_FLOOR, ids, item, show};
 use crate::support::resp::{Reply, Resp};
