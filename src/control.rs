@@ -2,8 +2,8 @@
 //!
 //! [`Control`] is the port; the stores keep what has to last and ring a doorbell, and one task a node listens.
 //! Invariants: a revocation that was acknowledged is in the store, and every node that reaches the store obeys it
-//! within a second, once it is known that they could be told; after every interruption a node reads again all that is in force, and writes back what the
-//! store has lost and this node has not.
+//! within a second; one that got halfway is completed as soon as the store answers; after every interruption a node
+//! reads again all that is in force, and writes back what the store has lost and this node has not.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -102,11 +102,11 @@ impl Controller {
         if unsettled.len() >= UNSETTLED_MAX {
             return Err(LogError::Unavailable("earlier revocations have not been settled yet".to_owned()));
         }
-        // What is ordered now counts, whatever became of what was.
-        unsettled.remove(&target);
+        // What is ordered now counts, whatever became of what was; also when whoever ordered it leaves in the middle.
+        unsettled.insert(target.clone(), until);
         let revoked = self.store.revoke(&target, until).await;
-        if let Err(LogError::Unknown(_)) = &revoked {
-            unsettled.insert(target.clone(), until);
+        if !matches!(revoked, Err(LogError::Unknown(_))) {
+            unsettled.remove(&target);
         }
         let revocation = Revocation { target, until_ms: revoked? };
         self.apply(revocation.clone());

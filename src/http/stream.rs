@@ -2,7 +2,8 @@
 //!
 //! The body asks for the next batch whenever hyper has room to write, so nothing piles up for a client that does
 //! not read. Invariants: dropping the body, as hyper does when the client is gone, ends the session and leaves
-//! its topics; of a batch that waits for the client nothing is begun any more once the right to it has ended. Neighbour: `detached.rs` writes to the socket itself.
+//! its topics; of a batch that waits for the client nothing is begun any more once the right to it has ended.
+//! Neighbour: `detached.rs` writes to the socket itself.
 
 use std::convert::Infallible;
 use std::pin::Pin;

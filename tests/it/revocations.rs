@@ -18,6 +18,25 @@ fn token_of(sub: &str, jti: &str) -> String {
     token(&claims)
 }
 
+/// One beside its Redis, and one whose way there can be disturbed.
+struct TwoNodes {
+    near: Broker,
+    far: Broker,
+    proxy: Proxy,
+    redis: Arc<Redis>,
+}
+
+impl TwoNodes {
+    async fn start() -> Self {
+        let redis = Arc::new(Redis::start().await);
+        let proxy = Proxy::to(redis.port());
+        let node = || Broker::on_redis(&redis).set("auth.jwt.secret", SECRET);
+        let far = node().through(&proxy.redis_url());
+        let (near, far) = tokio::join!(node().start(), far.start());
+        Self { near, far, proxy, redis }
+    }
+}
+
 async fn status_of(broker: &Broker, token: &str) -> u16 {
     broker.http.bearing(token).get("/cursor?channels=a").await.status
 }
@@ -131,11 +150,7 @@ async fn every_node_obeys_a_revocation() {
 /// Seen to fail when only news are followed after an interruption.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_cut_off_learns_what_it_missed() {
-    let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port());
-    let near = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
-    let far =
-        Broker::on_redis(&redis).through(&proxy.redis_url()).set("auth.jwt.secret", SECRET).start().await;
+    let TwoNodes { redis, proxy, near, far } = TwoNodes::start().await;
     let (ann, bob) = (token_of("ann", "1"), token_of("bob", "2"));
     admin(&near).post("/revocations", &json!({"sub": "bob"})).await.expect(201);
     until("the far node knows", async || (status_of(&far, &bob).await == 401).then_some(())).await;
@@ -158,11 +173,7 @@ async fn a_node_that_was_cut_off_learns_what_it_missed() {
 /// everything for lost that it alone knows: it locked out again whom an administrator had let in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_fell_behind_all_news_brings_nothing_back_that_was_lifted() {
-    let redis = Arc::new(Redis::start().await);
-    let proxy = Proxy::to(redis.port());
-    let near = Broker::on_redis(&redis).set("auth.jwt.secret", SECRET).start().await;
-    let far =
-        Broker::on_redis(&redis).through(&proxy.redis_url()).set("auth.jwt.secret", SECRET).start().await;
+    let TwoNodes { redis, proxy, near, far } = TwoNodes::start().await;
     let (ann, bob) = (token_of("ann", "1"), token_of("bob", "2"));
     for user in ["ann", "bob"] {
         admin(&near).post("/revocations", &json!({"sub": user})).await.expect(201);
@@ -196,6 +207,41 @@ async fn an_order_that_got_halfway_is_no_success_and_is_completed() {
     redis.command(&["ACL", "SETUSER", "default", "+xadd"]).await;
     until("every node obeys", async || {
         (status_of(&one, &ann).await == 401 && status_of(&two, &ann).await == 401).then_some(())
+    })
+    .await;
+}
+
+/// Whoever orders may leave in the middle, or their proxy give up. Seen to fail when only an order whose answer was waited
+/// for is completed: the store had it, and no other node was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_sender_left_is_completed() {
+    let TwoNodes { redis, proxy, near, mut far } = TwoNodes::start().await;
+    let ann = token_of("ann", "1");
+    proxy.set(Mode::LoseAnswers);
+    let body = r#"{"sub":"ann"}"#;
+    let admin = token(&admin_claims());
+    let order = format!(
+        "POST /revocations HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {admin}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let sender = Peer::sending(far.addr, order).await;
+    until("the store has it", async || {
+        let held = redis.command(&["ZRANGE", "hw:revocations", "0", "-1"]).await;
+        (held.texts() == ["sub:ann"]).then_some(())
+    })
+    .await;
+    assert_eq!(status_of(&near, &ann).await, 200, "nobody was told");
+    drop(sender);
+    far.forget_connections();
+    until("its sender is forgotten", async || {
+        (far.metrics().get("headwater_connections") <= 1).then_some(())
+    })
+    .await;
+    proxy.set(Mode::Pass);
+    proxy.cut();
+    until("every node obeys", async || {
+        (status_of(&near, &ann).await == 401 && status_of(&far, &ann).await == 401).then_some(())
     })
     .await;
 }
