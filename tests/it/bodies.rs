@@ -35,6 +35,17 @@ async fn publish(broker: &Broker, bytes: usize) -> Answer {
     broker.http.send(Method::POST, "/channels/a/events", &headers, "x".repeat(bytes)).await
 }
 
+/// Waits until bodies are refused; memory has not grown much since it was `before`.
+async fn refuses_and_stays_small(broker: &Broker, before: u64) {
+    until("bodies are refused", async || {
+        let refused = broker.metrics().get("headwater_refusals_total{code=\"overloaded\"}");
+        (refused > 10).then_some(())
+    })
+    .await;
+    let growth = broker.rss_bytes().saturating_sub(before);
+    assert!(growth < GROWTH_MAX, "memory grew by {growth} bytes");
+}
+
 /// Sends unfinished bodies until no more fit, and looks what that means to everybody else.
 async fn fill(broker: &Broker, media: &str, first: &str, bytes: usize) {
     let before = broker.rss_bytes();
@@ -42,13 +53,7 @@ async fn fill(broker: &Broker, media: &str, first: &str, bytes: usize) {
     for _ in 0..BODIES {
         bodies.extend(begin(broker.addr, media, first, bytes).await);
     }
-    let refused = until("bodies are refused", async || {
-        let refused = broker.metrics().get("headwater_refusals_total{code=\"overloaded\"}");
-        (refused > 10).then_some(refused)
-    });
-    refused.await;
-    let growth = broker.rss_bytes().saturating_sub(before);
-    assert!(growth < GROWTH_MAX, "memory grew by {growth} bytes");
+    refuses_and_stays_small(broker, before).await;
     drop(bodies);
 }
 
@@ -77,13 +82,7 @@ async fn uploads_over_http2_are_refused_before_they_fill_the_memory() {
         }
         connections.push(client);
     }
-    let refused = until("uploads are refused", async || {
-        let refused = broker.metrics().get("headwater_refusals_total{code=\"overloaded\"}");
-        (refused > 10).then_some(refused)
-    });
-    refused.await;
-    let growth = broker.rss_bytes().saturating_sub(before);
-    assert!(growth < GROWTH_MAX, "memory grew by {growth} bytes");
+    refuses_and_stays_small(&broker, before).await;
     assert_eq!(publish(&broker, 1_000).await.status, 201, "a small event needs no room");
     drop((uploads, connections));
     within("there is room again", async { while publish(&broker, 200_000).await.status != 201 {} }).await;

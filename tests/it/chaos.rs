@@ -15,7 +15,9 @@ use serde_json::json;
 
 use crate::support::load::without_fences;
 use crate::support::resp::Resp;
-use crate::support::{Broker, Fleet, Mode, Proxy, Redis, Subscribe, Writers, read_log, seeded, until};
+use crate::support::{
+    Broker, Fleet, Mode, Proxy, Redis, Subscribe, Writers, read_log, seeded, until, within,
+};
 
 const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
 const NODES: usize = 2;
@@ -190,9 +192,12 @@ impl World {
     async fn has_caught_up(&self, node: usize) {
         let mut stream = Subscribe::to(&["probe"]).connect(self.nodes[node].addr).await;
         let newest = self.publishes_again(node).await;
-        while stream.last_event_id() < newest.as_str() {
-            stream.next().await.expect("the stream goes on");
-        }
+        within("the node has caught up", async {
+            while stream.last_event_id() < newest.as_str() {
+                stream.next().await.expect("the stream goes on");
+            }
+        })
+        .await;
     }
 }
 
