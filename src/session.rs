@@ -313,6 +313,8 @@ impl Session {
             batch.push(sse::encode_closing(reason, self.retry_hint(reason, now)));
             self.options.metrics.closings.of(reason).inc();
             self.phase = Phase::Closed;
+            // The client may take its time to the last byte; pages, and memory for them, are for those who go on.
+            self.replay = None;
             return Next::End;
         }
         let advance =
@@ -352,6 +354,9 @@ impl Session {
 
     /// What the last [`Next::Read`] asked for, or why it cannot be had now.
     pub fn loaded(&mut self, result: Result<Heads, LogError>, now: Now) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
         let replay = self.replay_mut();
         replay.reading = false;
         let heads = match result {

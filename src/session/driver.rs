@@ -91,7 +91,10 @@ impl Driver {
             let wake_at = match this.session.step(now(), batch) {
                 Next::Flush => return Poll::Ready(Turn::Write),
                 Next::FlushAndWait(wake_at) => return Poll::Ready(Turn::WriteAndWait(wake_at)),
-                Next::End => return Poll::Ready(Turn::End),
+                Next::End => {
+                    *this.need = None;
+                    return Poll::Ready(Turn::End);
+                }
                 Next::Again => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;

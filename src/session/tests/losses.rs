@@ -197,3 +197,36 @@ async fn a_session_that_has_to_read_again_before_it_opens_asks_for_all_heads_at_
     let rest: Vec<String> = (1..20).map(|n| n.to_string()).collect();
     assert_eq!(data(&client.drain().await), rest);
 }
+
+/// A client may take half a minute to the last byte of its stream. Seen to fail with a session that keeps its pages when
+/// it has ended: a few of them held all the memory that there is for reading.
+#[tokio::test]
+async fn a_session_that_has_ended_holds_no_memory_for_pages() {
+    let node = Node::with_everything_kept().await;
+    let first = node.publish("first", "x").await;
+    let channels = |number: usize| ["a", "b", "c"].map(|name| format!("{name}{number}"));
+    // Each has channels of its own: what one has read is in memory for the others.
+    for channel in (0..20).flat_map(channels) {
+        node.publish(&channel, "x").await;
+    }
+    node.tail().await;
+    let mut ended = Vec::new();
+    for number in 0..20 {
+        let mut client = node.subscribe(&channels(number).each_ref().map(String::as_str), Ok(after(first)));
+        let mut batch = Batch::default();
+        let Next::Read(requests) = client.session.step(now(), &mut batch) else { panic!("reads") };
+        let read = tokio::time::timeout(DEADLINE, Arc::clone(&node.hub.pages).read_heads(requests));
+        let heads = read.await.unwrap_or_else(|_| panic!("{number} ended sessions hold all memory"));
+        // Half of them end while the read is under way.
+        if number % 2 == 0 {
+            client.session.loaded(heads, now());
+            client.session.mailbox().close(ClosingReason::Shutdown);
+            assert!(matches!(client.session.step(now(), &mut batch), Next::End));
+        } else {
+            client.session.mailbox().close(ClosingReason::Shutdown);
+            assert!(matches!(client.session.step(now(), &mut batch), Next::End));
+            client.session.loaded(heads, now());
+        }
+        ended.push(client);
+    }
+}

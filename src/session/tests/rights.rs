@@ -245,7 +245,7 @@ impl World {
 
 /// Seen to fail without the second look at revocations once a session is admitted, without the look for sessions that a
 /// revocation ends, with an end of the token that is passed over, and with one that is only looked at while no page is
-/// being read.
+/// being read. One of its worlds found that sessions kept their pages when they had ended, until nobody else could read.
 #[tokio::test]
 async fn nothing_is_delivered_after_a_right_has_ended_however_it_ends() {
     let given = std::env::var("HEADWATER_TEST_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
